@@ -1,0 +1,239 @@
+"""The gateway's way to replicas: who to ask, one connection per host, and when to stop asking.
+
+A host that fails or is late opens its breaker for a moment, and the caller turns to the primary at once: the next
+host is asked only when the first is known to be gone, so that a restart does not seed its users elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+import structlog
+
+from actors.errors import CallError, Retryable
+from actors.metrics import HostStats
+from actors.placement import first
+from actors.wire import CallRequest, PageReply, PokeRequest, ReadRequest, SyncReply, Type, WireClient
+from store.epoch import Bookmark
+from store.errors import PrimaryUnavailable
+from store.hosts import HostRow
+
+__all__ = ["ReplicaClient"]
+
+log = structlog.get_logger()
+
+REFRESH_S: Final = 1.0
+_CONNECT_S: Final = 1.0
+_BREAKER_S: Final = (0.25, 2.0)  # first and longest pause
+_MAX_PLACED: Final = 200_000
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class _Host:
+    """A host as this process sees it."""
+
+    __slots__ = ("connecting", "failures", "open_until", "row", "wire")
+
+    def __init__(self, row: HostRow) -> None:
+        self.row = row
+        self.wire: WireClient | None = None
+        self.connecting: asyncio.Task[WireClient] | None = None
+        self.failures = 0
+        self.open_until = 0.0
+
+    def failed(self) -> None:
+        """Open the breaker, longer each time in a row."""
+        shortest, longest = _BREAKER_S
+        self.open_until = time.monotonic() + min(longest, shortest * 2**self.failures)
+        self.failures = min(self.failures + 1, 8)
+
+
+class ReplicaClient:
+    """Asks hosts. `list_hosts` reads the membership; its last answer is kept while the primary is away."""
+
+    def __init__(self, list_hosts: Callable[[], Awaitable[list[HostRow]]], *, secret: bytes | None = None) -> None:
+        self._list_hosts = list_hosts
+        self._secret = secret
+        self._hosts: dict[str, _Host] = {}
+        self._live: tuple[str, ...] = ()
+        self._placed: dict[str, str] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        #: Monotonic time at which a heartbeat was last seen to move; what /readyz judges by.
+        self.beat_seen_at = time.monotonic()
+        self._newest_beat = 0.0
+
+    async def start(self) -> None:
+        """Learn the hosts, and keep learning. Ended by `close`."""
+        await self._refresh()
+        self._tasks = [asyncio.create_task(self._keep_refreshing()), asyncio.create_task(self._keep_expiring())]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for host in self._hosts.values():
+            if host.connecting is not None:
+                host.connecting.cancel()
+            if host.wire is not None:
+                host.wire.close()
+
+    # --- calls ----------------------------------------------------------------------------------------------------
+
+    async def read(self, user: str, encoded: bytes, floor: Bookmark | None, *, timeout_s: float) -> PageReply:
+        """The page of `user`'s replica.
+
+        Raises:
+            CallError: Retryable, Overloaded, Seeding or Behind; the primary may answer instead.
+        """
+        host = self._host_of(user)
+        wire = host.wire or await self._connect(host)
+        request = ReadRequest(user, encoded, int(timeout_s * 1000), *(floor or ("", 0)))
+        reply: PageReply = await wire.request(Type.READ, _encode(request), timeout_s)
+        return reply
+
+    def poke(self, user: str, bookmark: Bookmark) -> None:
+        """Tell the user's host that something was written. A hint: if it gets lost, a sweep finds the same."""
+        try:
+            host = self._host_of(user)
+        except Retryable:
+            return
+        if host.wire is not None:
+            host.wire.notify(Type.POKE, _encode(PokeRequest(user, *bookmark)))
+        else:
+            self._open_soon(host)
+
+    async def sync(self, user: str, *, timeout_s: float) -> SyncReply:
+        """Bring the user's replica to head now.
+
+        Raises:
+            CallError: it could not be done in time.
+        """
+        host = self._host_of(user)
+        wire = host.wire or await self._connect(host)
+        request = CallRequest(int(timeout_s * 1000), user)
+        return msgspec.msgpack.decode(await wire.request(Type.SYNC, _encode(request), timeout_s), type=SyncReply)
+
+    async def stats(self, *, timeout_s: float = 1.0) -> list[HostStats]:
+        """The hosts that answer in time, as they describe themselves."""
+        answers = await asyncio.gather(*(self._stats(h, timeout_s) for h in self._hosts.values() if h.row.is_live))
+        return [answer for answer in answers if answer is not None]
+
+    async def _stats(self, host: _Host, timeout_s: float) -> HostStats | None:
+        try:
+            wire = host.wire or await self._connect(host)
+            body = await wire.request(Type.STATS, _encode(CallRequest(int(timeout_s * 1000))), timeout_s)
+            return msgspec.msgpack.decode(body, type=HostStats)
+        except CallError:
+            return None
+
+    async def probe(self, *, timeout_s: float = 1.0) -> list[str]:
+        """The ids of the hosts that answer."""
+        return [stats.host for stats in await self.stats(timeout_s=timeout_s)]
+
+    @property
+    def hosts(self) -> list[HostRow]:
+        """The membership as last read."""
+        return [host.row for host in self._hosts.values()]
+
+    # --- who to ask -----------------------------------------------------------------------------------------------
+
+    def _host_of(self, user: str) -> _Host:
+        host_id = self._placed.get(user)
+        if host_id is None:
+            host_id = first(user, self._live)
+            if host_id is None:
+                raise Retryable("no replica host is live")
+            if len(self._placed) >= _MAX_PLACED:
+                self._placed.clear()
+            self._placed[user] = host_id
+        host = self._hosts[host_id]
+        if host.open_until and host.open_until > time.monotonic():
+            raise Retryable(f"host {host_id} failed a moment ago")
+        return host
+
+    def _open_soon(self, host: _Host) -> None:
+        if host.connecting is None:
+            host.connecting = asyncio.create_task(self._open(host))
+            host.connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _connect(self, host: _Host) -> WireClient:
+        self._open_soon(host)
+        assert host.connecting is not None
+        return await asyncio.shield(host.connecting)
+
+    async def _open(self, host: _Host) -> WireClient:
+        loop = asyncio.get_running_loop()
+        kind, _, rest = host.row.address.partition(":")
+        secret = self._secret if kind == "tcp" else None
+        if kind == "tcp" and not secret:
+            host.failed()
+            raise Retryable(f"host {host.row.id} listens on TCP, and PERUSE_WIRE_SECRET is not set here")
+
+        def lost(wire: WireClient) -> None:
+            if host.wire is wire:
+                host.wire = None
+
+        def protocol() -> WireClient:
+            return WireClient(secret=secret, on_lost=lost)
+
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                if kind == "unix":
+                    _, wire = await loop.create_unix_connection(protocol, rest)
+                else:
+                    name, _, port = rest.rpartition(":")
+                    _, wire = await loop.create_connection(protocol, name, int(port))
+                await wire.ready
+        except (OSError, TimeoutError, ValueError, CallError) as error:
+            host.failed()
+            raise Retryable(f"host {host.row.id} cannot be reached: {error}") from error
+        finally:
+            host.connecting = None
+        host.wire, host.failures, host.open_until = wire, 0, 0.0
+        return wire
+
+    # --- membership -------------------------------------------------------------------------------------------------
+
+    async def _keep_refreshing(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                await self._refresh()
+            except Exception:
+                log.exception("membership.failed")
+
+    async def _refresh(self) -> None:
+        try:
+            rows = await self._list_hosts()
+        except PrimaryUnavailable:
+            return  # the last copy stays: hosts that are there go on serving
+        for row in rows:
+            host = self._hosts.get(row.id)
+            if host is None:
+                self._hosts[row.id] = host = _Host(row)
+            elif (row.generation, row.address) != (host.row.generation, host.row.address):
+                if host.wire is not None:
+                    host.wire.close()
+                    host.wire = None
+                host.failures, host.open_until = 0, 0.0
+            host.row = row
+            if row.is_live and host.wire is None and host.open_until <= time.monotonic():
+                self._open_soon(host)
+        live = tuple(row.id for row in rows if row.is_live)
+        if live != self._live:
+            self._live = live
+            self._placed.clear()
+        newest = max((row.heartbeat for row in rows), default=0.0)
+        if newest != self._newest_beat:
+            self._newest_beat, self.beat_seen_at = newest, time.monotonic()
+
+    async def _keep_expiring(self) -> None:
+        while True:
+            await asyncio.sleep(0.02)
+            for host in self._hosts.values():
+                if host.wire is not None and host.wire.in_flight and host.wire.expire():
+                    host.failed()

@@ -1,0 +1,40 @@
+"""Settings of hosts and of the client that asks them."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+
+from store.config import Settings
+
+__all__ = ["HostSettings"]
+
+
+class HostSettings(Settings):
+    """`PERUSE_*` of the replica side. Read once, in the command or in the actor."""
+
+    node: str = Field(
+        default_factory=platform.node,
+        description="name of this machine; with the slot it is the host's id, which placement hashes",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+    )
+    host_idle_s: float = Field(
+        60.0, ge=1, le=86_400, description="seconds without a read after which a replica is closed (its file stays)"
+    )
+    host_max_active: int = Field(
+        20_000, ge=1, le=1_000_000, description="replicas open at once per host; less where the file limit is lower"
+    )
+    host_pulls: int = Field(4, ge=1, le=64, description="pulls at once per host, and its connections for them")
+    host_seeds: int = Field(2, ge=1, le=64, description="seeds at once per host, and its connections for them")
+    wire_listen: str = Field(
+        "", description="HOST:PORT to listen on for gateways of other machines; empty: a Unix socket only"
+    )
+    wire_secret: SecretStr = Field(
+        SecretStr(""), description="shared secret of gateways and hosts, needed when wire_listen is set"
+    )
+    ray_address: str = Field("", description="address of a running Ray cluster; empty: our own, on this machine")
+
+    def replicas_folder(self, data: Path) -> Path:
+        return data / "replicas"

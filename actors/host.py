@@ -1,0 +1,270 @@
+"""A host: one process that holds many users' replicas and answers gateways over the wire.
+
+Plain asyncio: Ray only starts it and keeps it (cluster). It registers itself, beats once a second, sweeps once a
+second, and stops when another generation took its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from actors.activation import Answer, Replicas
+from actors.config import HostSettings
+from actors.errors import Retryable
+from actors.folder import ReplicaFolder
+from actors.metrics import HostMetrics, HostStats
+from actors.wire import CallRequest, PageHead, PokeRequest, ReadRequest, SyncReply, Type, WireServer
+from store import hosts
+from store.clock import Clock, SystemClock
+from store.config import StoreSettings
+from store.documents import Documents
+from store.epoch import Bookmark
+from store.errors import PrimaryUnavailable, SettingError
+from store.primary import Primary
+
+__all__ = ["ReplicaHost"]
+
+log = structlog.get_logger()
+
+BEAT_S = 1.0
+SWEEP_S = 1.0
+#: Handles that are not replicas: sockets, connections, logs, libraries.
+_OTHER_HANDLES = 256
+_MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 108
+
+
+class ReplicaHost:
+    """One host. `start`, then `stopped` until `stop` is called or another generation replaces it."""
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        slot: int,
+        primary_url: str,
+        store: StoreSettings,
+        settings: HostSettings,
+        build: str,
+        clock: Clock | None = None,
+    ) -> None:
+        self.id = f"{settings.node}/{slot}"
+        self.generation = 0
+        self.address = ""
+        self._data = data
+        self._slot = slot
+        self._url = primary_url
+        self._settings = settings
+        self._build = build
+        self._clock = clock or SystemClock()
+        self._documents = Documents(store.files_base)
+        self._metrics = HostMetrics()
+        self._connections: set[WireServer] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._state = "live"
+        self._stopped = asyncio.Event()
+
+    async def start(self) -> None:
+        """Claim the folder, listen, register. Waits for the primary as long as it takes.
+
+        Raises:
+            SettingError: the settings contradict each other.
+        """
+        max_active = min(self._settings.host_max_active, _raise_file_limit())
+        self._control = await Primary.open(self._url, name=f"{self.id} control", size=1)
+        self._pulls = await Primary.open(self._url, name=f"{self.id} pulls", size=self._settings.host_pulls)
+        self._seeds = await Primary.open(
+            self._url, name=f"{self.id} seeds", size=self._settings.host_seeds, wait_s=30.0, statement_timeout_s=300.0
+        )
+        self.generation = await self._register(max_active)
+        replicas = self._settings.replicas_folder(self._data)
+        self._folder = ReplicaFolder.claim(replicas, self.id, generation=self.generation)
+        self._replicas = Replicas(
+            self._folder,
+            self._pulls,
+            self._seeds,
+            self._documents,
+            clock=self._clock,
+            metrics=self._metrics,
+            max_active=max_active,
+            idle_s=self._settings.host_idle_s,
+            concurrent_pulls=self._settings.host_pulls,
+            concurrent_seeds=self._settings.host_seeds,
+        )
+        self._server = await self._listen()
+        await self._beat()
+        for name, period_s, work in (("beat", BEAT_S, self._beat), ("sweep", SWEEP_S, self._sweep)):
+            self._tasks.append(asyncio.create_task(self._every(period_s, work), name=name))
+        log.info("host.started", host=self.id, generation=self.generation, address=self.address)
+
+    async def _register(self, capacity: int) -> int:
+        while True:
+            try:
+                return await hosts.register(
+                    self._control, self.id, node=self._settings.node, build=self._build, capacity=capacity
+                )
+            except PrimaryUnavailable:
+                await asyncio.sleep(0.5)  # without the primary there is nothing to serve and nobody to tell
+
+    async def _listen(self) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        if self._settings.wire_listen:
+            secret = self._settings.wire_secret.get_secret_value().encode()
+            if not secret:
+                raise SettingError("PERUSE_WIRE_SECRET must be set when PERUSE_WIRE_LISTEN is")
+            host, _, port = self._settings.wire_listen.rpartition(":")
+            server = await loop.create_server(
+                lambda: WireServer(self, self._connections, secret=secret), host, int(port)
+            )
+            self.address = f"tcp:{host}:{server.sockets[0].getsockname()[1]}"
+            return server
+        path = _socket_path(self._data / "run" / "hosts", f"{self._slot}.{self.generation}.sock")
+        server = await loop.create_unix_server(lambda: WireServer(self, self._connections, secret=None), path)
+        path.chmod(0o600)
+        self.address = f"unix:{path}"
+        return server
+
+    async def stopped(self) -> None:
+        """Returns when the host has nothing more to do."""
+        await self._stopped.wait()
+
+    async def drain(self) -> None:
+        """Take no new users, finish what is under way, then stop."""
+        self._state = "draining"
+        try:
+            await self._beat()
+        except PrimaryUnavailable:
+            pass
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Close everything. The files stay, and the next generation opens them again."""
+        if self._stopped.is_set():
+            return
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await asyncio.wait_for(hosts.leave(self._control, self.id, self.generation), 1.0)
+        except (PrimaryUnavailable, TimeoutError):
+            pass  # its heartbeat says the same, five seconds later
+        self._server.close()
+        for connection in list(self._connections):
+            connection.close()
+        await self._replicas.close()
+        self._folder.release()
+        for primary in (self._control, self._pulls, self._seeds):
+            await primary.close()
+        if self.address.startswith("unix:"):
+            Path(self.address[5:]).unlink(missing_ok=True)  # noqa: ASYNC240 - one directory entry
+        self._stopped.set()
+        log.info("host.stopped", host=self.id, generation=self.generation)
+
+    # --- what the wire asks ---------------------------------------------------------------------------------------
+
+    def peek(self, request: ReadRequest) -> tuple[PageHead, bytes] | None:
+        answer = self._replicas.peek(request.user, request.query, _floor(request))
+        return None if answer is None else _page(answer)
+
+    async def read(self, request: ReadRequest) -> tuple[PageHead, bytes]:
+        return _page(await self._replicas.read(request.user, request.query, _floor(request)))
+
+    def poke(self, request: PokeRequest) -> None:
+        self._replicas.poke(request.user, Bookmark(request.epoch, request.version))
+
+    async def call(self, kind: Type, request: CallRequest) -> Any:
+        if kind is Type.PING:
+            return self.generation
+        if kind is Type.STATS:
+            return self.stats()
+        if kind is Type.SYNC:
+            try:
+                cursor, applied = await self._replicas.sync(request.user)
+            except PrimaryUnavailable as error:
+                raise Retryable(str(error)) from error
+            return SyncReply(cursor.epoch, cursor.version, applied)
+        raise Retryable(f"this host does not know calls of type {kind}")
+
+    def stats(self) -> HostStats:
+        """The host as it describes itself."""
+        return HostStats(
+            host=self.id,
+            generation=self.generation,
+            pid=os.getpid(),
+            metrics=self._metrics,
+            active=self._replicas.active_count,
+            seeding=self._replicas.seeding_count,
+            kept_bytes=self._replicas.kept_bytes,
+            resident_bytes=_resident_bytes(),
+            in_flight=sum(connection.in_flight for connection in self._connections),
+            lag_s=self._replicas.lag_s,
+        )
+
+    # --- what it does by itself -----------------------------------------------------------------------------------
+
+    async def _every(self, period_s: float, work: Callable[[], Awaitable[None]]) -> None:
+        """Ended by `stop`."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while True:
+            due = max(due + period_s, loop.time())
+            await asyncio.sleep(due - loop.time())
+            try:
+                await work()
+            except PrimaryUnavailable:
+                pass  # ages grow, and reads say so
+            except hosts.Replaced as replaced:
+                log.warning("host.replaced", host=self.id, reason=str(replaced))
+                asyncio.get_running_loop().create_task(self.stop())
+                return
+            except Exception:
+                log.exception("host.loop_failed", host=self.id)
+
+    async def _beat(self) -> None:
+        await hosts.heartbeat(self._control, self.id, self.generation, address=self.address, state=self._state)
+
+    async def _sweep(self) -> None:
+        self._replicas.passivate_idle()
+        await self._replicas.sweep()
+
+
+def _floor(request: ReadRequest) -> Bookmark | None:
+    return Bookmark(request.floor_epoch, request.floor_version) if request.floor_epoch else None
+
+
+def _page(answer: Answer) -> tuple[PageHead, bytes]:
+    cursor, age_s, page = answer
+    found = page.body is not None
+    return PageHead(cursor.epoch, cursor.version, age_s, page.query_hash, found), page.body or b""
+
+
+def _socket_path(folder: Path, name: str) -> Path:
+    if len(os.fsencode(folder / name)) > _MAX_SOCKET_PATH:
+        folder = Path(tempfile.mkdtemp(prefix="peruse-"))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / name
+    path.unlink(missing_ok=True)
+    return path
+
+
+def _raise_file_limit() -> int:
+    """Raise the limit of open files as far as allowed; answers how many replicas fit (two handles each)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = 1_048_576
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max(1, (hard - _OTHER_HANDLES) // 2)
+
+
+def _resident_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

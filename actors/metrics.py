@@ -1,0 +1,57 @@
+"""What a host counts. Plain numbers, added on the read path at the price of an attribute; read once per scrape."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Final
+
+import msgspec
+
+__all__ = ["BUCKETS_S", "HostMetrics", "HostStats"]
+
+#: Upper bounds of the commit → applied histogram, in seconds.
+BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class HostMetrics(msgspec.Struct):
+    """Counters since the host started, and the commit → applied histogram."""
+
+    reads: int = 0
+    kept_reads: int = 0
+    pulls: int = 0
+    pull_failures: int = 0
+    changes_applied: int = 0
+    seeds: int = 0
+    seed_rows: int = 0
+    seed_seconds: float = 0.0
+    seed_failures: int = 0
+    activations: int = 0
+    passivations: int = 0
+    broken: int = 0
+    overloads: int = 0
+    resets: dict[str, int] = {}
+    visible_counts: list[int] = msgspec.field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+    visible_seconds: float = 0.0
+
+    def saw_visible(self, seconds: float) -> None:
+        """One version became visible this long after its commit."""
+        self.visible_counts[bisect_left(BUCKETS_S, seconds)] += 1
+        self.visible_seconds += seconds
+
+    def saw_reset(self, reason: str) -> None:
+        self.resets[reason] = self.resets.get(reason, 0) + 1
+
+
+class HostStats(msgspec.Struct):
+    """A host as it describes itself: counters, and what it holds now."""
+
+    host: str
+    generation: int
+    pid: int
+    metrics: HostMetrics
+    active: int
+    seeding: int
+    kept_bytes: int
+    resident_bytes: int
+    in_flight: int
+    lag_s: float

@@ -1,0 +1,18 @@
+"""Queries as a replica answers them: from its own tables, to the bytes of a body."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from store.gallery import GalleryQuery, Query, for_sqlite, image_body, page_body
+
+__all__ = ["answer"]
+
+
+def answer(connection: sqlite3.Connection, query: Query) -> bytes | None:
+    """The body for `query`; None when the row it names is not there."""
+    if isinstance(query, GalleryQuery):
+        sql, values = for_sqlite(query)
+        return page_body(query, connection.execute(sql, values).fetchall())
+    row = connection.execute("select doc from images where id = ?", (query.id,)).fetchone()
+    return None if row is None else image_body(row[0])

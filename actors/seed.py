@@ -1,0 +1,118 @@
+"""Seeding: a replica from nothing, provably at one version.
+
+All rows come from one REPEATABLE READ snapshot, whose head is the cursor written beside them. They go through
+aiosqlite, off the loop, into a staging file; pulls bring it near the head; only then it gets its final, new name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import aiosqlite
+
+from actors.errors import Retryable
+from actors.schema import APPLICATION_ID, DELETE, SCHEMA, UPSERT, user_version
+from store.changes import START, Cursor, Reset, changes_since, heads_of, seed_rows
+from store.documents import Documents, Row
+from store.primary import Connection, Primary
+
+__all__ = ["Seeded", "seed"]
+
+_ROWS_SQL: Final = seed_rows()
+_BATCH: Final = 500
+#: A staging file at most this many changes behind is served; the first read pulls the rest.
+_NEAR: Final = 20
+_ROUNDS: Final = 8
+
+
+class Seeded(NamedTuple):
+    """A finished seed: where it stands and how many rows it took."""
+
+    cursor: Cursor
+    rows: int
+
+
+async def seed(primary: Primary, user: str, path: Path, documents: Documents, *, synced_at: float) -> Seeded:
+    """Write `user`'s rows to a new replica at `path`, which appears only when it is whole.
+
+    `synced_at` is the wall time now, before the snapshot is taken.
+
+    Raises:
+        PrimaryUnavailable: the primary went away; nothing is left behind.
+        Retryable: history changed meanwhile, or writers were faster than the pulls.
+    """
+    staging = path.with_suffix(".staging")
+    staging.unlink(missing_ok=True)
+    try:
+        async with primary.connection() as connection, aiosqlite.connect(staging, isolation_level=None) as replica:
+            await _prepare(replica, user, documents)
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                seeded = await _copy(connection, replica, user, documents)
+            await _finish(replica, user, seeded.cursor, synced_at)
+            seeded = await _catch_up(connection, replica, user, seeded, documents)
+        staging.rename(path)
+    finally:
+        staging.unlink(missing_ok=True)
+    return seeded
+
+
+async def _prepare(replica: aiosqlite.Connection, user: str, documents: Documents) -> None:
+    # One transaction for everything and no journal: a staging file that is not finished is thrown away.
+    await replica.executescript(
+        f"pragma journal_mode = off; pragma synchronous = off; pragma application_id = {APPLICATION_ID};"
+        f"pragma user_version = {user_version(documents)}; begin; {SCHEMA}"
+    )
+
+
+async def _copy(connection: Connection, replica: aiosqlite.Connection, user: str, documents: Documents) -> Seeded:
+    epoch, heads = await heads_of(connection, [user])
+    cursor = heads.get(user, START._replace(epoch=epoch))
+    count = 0
+    batch: dict[str, list[tuple[Any, ...]]] = {kind: [] for kind in UPSERT}
+    async for kind, source in connection.cursor(_ROWS_SQL, user, prefetch=_BATCH):
+        batch[kind].append(_values(documents.row(kind, source)))
+        count += 1
+        if count % _BATCH == 0:
+            await _insert(replica, batch)
+    await _insert(replica, batch)
+    return Seeded(cursor, count)
+
+
+async def _insert(replica: aiosqlite.Connection, batch: dict[str, list[tuple[Any, ...]]]) -> None:
+    for kind, rows in batch.items():
+        if rows:
+            await replica.executemany(UPSERT[kind], rows)
+            rows.clear()
+
+
+def _values(row: Row) -> tuple[Any, ...]:
+    return (row.id, *row.filters, row.document)
+
+
+async def _finish(replica: aiosqlite.Connection, user: str, cursor: Cursor, synced_at: float) -> None:
+    await replica.execute("insert into meta values (1, ?, ?, ?, ?, ?)", (user, *cursor, synced_at))
+    await replica.execute("commit")
+
+
+async def _catch_up(
+    connection: Connection, replica: aiosqlite.Connection, user: str, seeded: Seeded, documents: Documents
+) -> Seeded:
+    """Pull into the staging file until a pull is small: what was written during a long copy is in it too."""
+    for _ in range(_ROUNDS):
+        delta = await changes_since(connection, user, seeded.cursor, max_changes=100_000)
+        if isinstance(delta, Reset):
+            raise Retryable(f"the primary's history changed during the seed of {user}: {delta.reason}")
+        if delta.changes:
+            await replica.execute("begin")
+            for kind, row_id, source in delta.changes:
+                if source is None:
+                    await replica.execute(DELETE[kind], (row_id,))
+                else:
+                    await replica.execute(UPSERT[kind], _values(documents.row(kind, source)))
+            await replica.execute("update meta set epoch = ?, version = ?, nonce = ?", delta.head)
+            await replica.execute("commit")
+        seeded = Seeded(delta.head, seeded.rows + len(delta.changes))
+        if len(delta.changes) <= _NEAR:
+            return seeded
+    raise Retryable(f"writers of {user} were faster than {_ROUNDS} pulls")

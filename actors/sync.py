@@ -1,0 +1,174 @@
+"""Sync: an open replica pulls what changed since its cursor; a sweep finds those that should.
+
+Pokes only say when to pull. All may be lost or doubled: the versions alone decide what is applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from actors.errors import DiskFull, ReplicaBroken
+from actors.metrics import HostMetrics
+from actors.replica import Applied, Replica
+from store.changes import START, Change, Delta, Reset, changes_since, heads_of
+from store.clock import Clock
+from store.documents import Documents
+from store.epoch import Bookmark
+from store.errors import PrimaryUnavailable
+from store.primary import Primary
+
+__all__ = ["Active", "Sync"]
+
+log = structlog.get_logger()
+
+
+class Active:
+    """An open replica, and what its host knows of it.
+
+    `verified_at`: monotonic time at which a pull or sweep was *sent* that found it at head: its age counts from there.
+    """
+
+    __slots__ = ("is_closed", "is_full", "lock", "must_pull", "replica", "used_at", "verified_at", "waiting")
+
+    def __init__(self, replica: Replica, *, verified_at: float, used_at: float) -> None:
+        self.replica = replica
+        self.verified_at = verified_at
+        self.used_at = used_at
+        self.must_pull = True  # nothing is known about what happened while it was closed
+        self.is_full = False
+        self.is_closed = False
+        self.lock = asyncio.Lock()
+        self.waiting: asyncio.Task[int] | None = None
+
+    def is_behind(self, floor: Bookmark | None) -> bool:
+        """Whether `floor` asks for more than the replica has."""
+        if floor is None:
+            return False
+        cursor = self.replica.cursor
+        return floor.is_after(cursor.epoch, cursor.version)
+
+
+class Sync:
+    """Pulls and sweeps of one host.
+
+    `on_reset` and `on_broken` are told about replicas that must be made anew.
+    """
+
+    def __init__(
+        self,
+        primary: Primary,
+        documents: Documents,
+        *,
+        clock: Clock,
+        metrics: HostMetrics,
+        on_reset: Callable[[Active, Reset], None],
+        on_broken: Callable[[Active, ReplicaBroken], None],
+        concurrency: int,
+    ) -> None:
+        self._primary = primary
+        self._documents = documents
+        self._clock = clock
+        self._metrics = metrics
+        self._on_reset = on_reset
+        self._on_broken = on_broken
+        self._slots = asyncio.Semaphore(concurrency)
+
+    async def pull(self, active: Active) -> int:
+        """Bring a replica to head; answers how many rows changed.
+
+        Callers share a pull only until it is sent: one under way may have read before the caller's own write.
+
+        Raises:
+            PrimaryUnavailable: the replica is as it was.
+        """
+        if active.waiting is None:
+            active.waiting = asyncio.create_task(self._pull_in_turn(active))
+            active.waiting.add_done_callback(_forget_error)
+        return await asyncio.shield(active.waiting)
+
+    def pull_soon(self, active: Active) -> None:
+        """Pull without waiting for it. Failure costs nothing: the next sweep sees the same."""
+        if active.waiting is None:
+            active.waiting = asyncio.create_task(self._pull_in_turn(active))
+            active.waiting.add_done_callback(_forget_error)
+
+    async def _pull_in_turn(self, active: Active) -> int:
+        me = asyncio.current_task()
+        try:
+            async with active.lock, self._slots, self._primary.connection() as connection:
+                active.waiting = None  # from here on it is sent: later callers need another
+                if active.is_closed:
+                    return 0
+                sent_at, sent_wall = self._clock.monotonic(), self._clock.wall()
+                answer = await changes_since(connection, active.replica.user, active.replica.cursor)
+            if active.is_closed:
+                return 0
+            return self._take(active, answer, sent_at, sent_wall)
+        except PrimaryUnavailable:
+            self._metrics.pull_failures += 1
+            raise
+        finally:
+            if active.waiting is me:
+                active.waiting = None
+
+    def _take(self, active: Active, answer: Delta | Reset, sent_at: float, sent_wall: float) -> int:
+        """Apply an answer. No await in here: a read must never meet half of it."""
+        self._metrics.pulls += 1
+        if isinstance(answer, Reset):
+            self._on_reset(active, answer)
+            return 0
+        replica = active.replica
+        if answer.head != replica.cursor:
+            try:
+                replica.apply(answer.head, map(self._applied, answer.changes))
+            except DiskFull as error:
+                active.is_full = True
+                raise PrimaryUnavailable(str(error)) from error
+            except ReplicaBroken as error:
+                self._on_broken(active, error)
+                return 0
+            applied_s = self._clock.monotonic() - sent_at
+            for waited_s in answer.waited_s:
+                self._metrics.saw_visible(max(0.0, waited_s) + applied_s)
+            self._metrics.changes_applied += len(answer.changes)
+        active.is_full = active.must_pull = False
+        active.verified_at, replica.synced_at = sent_at, sent_wall
+        return len(answer.changes)
+
+    def _applied(self, change: Change) -> Applied:
+        row = None if change.source is None else self._documents.row(change.kind, change.source)
+        return Applied(change.kind, change.row_id, row)
+
+    async def sweep(self, actives: dict[str, Active]) -> float:
+        """Compare all active replicas with their heads in one query; pull those that differ.
+
+        Answers how long the query took, in seconds.
+
+        Raises:
+            PrimaryUnavailable: nothing is known; ages go on growing.
+        """
+        users = list(actives)
+        sent_at, sent_wall = self._clock.monotonic(), self._clock.wall()
+        async with self._primary.connection() as connection:
+            epoch, heads = await heads_of(connection, users)
+        nothing = START._replace(epoch=epoch)
+        for user in users:
+            active = actives.get(user)
+            if active is None:
+                continue
+            if active.replica.cursor == heads.get(user, nothing):
+                active.verified_at = max(active.verified_at, sent_at)
+                active.replica.synced_at = sent_wall
+                active.must_pull = False
+            else:
+                self.pull_soon(active)
+        return self._clock.monotonic() - sent_at
+
+
+def _forget_error(task: asyncio.Task[int]) -> None:
+    """Failures are counted where they happen; whoever waits gets them too. Nobody may be waiting."""
+    if not task.cancelled() and (error := task.exception()) and not isinstance(error, PrimaryUnavailable):
+        log.error("pull.failed", error=repr(error))

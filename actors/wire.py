@@ -1,0 +1,400 @@
+"""The wire between gateways and hosts: frames, and both ends of a connection.
+
+    size u32 | id u32 | type u8 | body        big endian; `size` counts what follows it
+
+The body is a msgspec array in MessagePack; a `PAGE` has its head's length (u16), the head, then the page's bytes as
+they go to the client. Nothing is pickled. Many requests are in flight on one connection; what is sent in one turn of
+the loop goes out in one write. Deadlines travel as remaining milliseconds: clocks of two machines are not compared.
+
+Over TCP both ends first prove that they know the shared secret: HELLO carries a challenge, AUTH its HMAC. A Unix
+socket has mode 0600 instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+import struct
+from collections.abc import Awaitable, Callable
+from enum import IntEnum
+from typing import Any, Final, Protocol, TypeVar, cast
+
+import msgspec
+
+from actors.errors import BadFrame, Behind, CallError, Overloaded, Retryable, Seeding
+
+__all__ = [
+    "CallRequest",
+    "Handler",
+    "PageReply",
+    "PokeRequest",
+    "ReadRequest",
+    "SyncReply",
+    "Type",
+    "WireClient",
+    "WireServer",
+]
+
+_HEAD: Final = struct.Struct("!IIB")
+_PAGE_HEAD: Final = struct.Struct("!IIBH")
+_SHORT: Final = struct.Struct("!H")
+#: Nothing of ours is larger; a longer length means that this is not our protocol.
+MAX_FRAME_BYTES: Final = 16 * 2**20
+#: Requests under way on one connection; more are refused at once.
+MAX_IN_FLIGHT: Final = 1024
+_AUTH_S: Final = 5.0
+T = TypeVar("T")
+
+
+class Type(IntEnum):
+    """Types of frames. Requests below 64, replies from 64."""
+
+    READ = 1
+    POKE = 2
+    SYNC = 3
+    STATS = 4
+    PING = 5
+    AUTH = 6
+    PAGE = 64
+    REPLY = 65
+    ERROR = 66
+    HELLO = 67
+
+
+class ReadRequest(msgspec.Struct, array_like=True, frozen=True):
+    """A read. `floor_epoch` empty: no floor. `query` is `encode_query`'s bytes."""
+
+    user: str
+    query: bytes
+    deadline_ms: int
+    floor_epoch: str = ""
+    floor_version: int = 0
+
+
+class PokeRequest(msgspec.Struct, array_like=True, frozen=True):
+    """A hint that `user` is at this position in the primary. Not answered."""
+
+    user: str
+    epoch: str
+    version: int
+
+
+class CallRequest(msgspec.Struct, array_like=True, frozen=True):
+    """Any other call; `user` is empty where it concerns the host."""
+
+    deadline_ms: int
+    user: str = ""
+
+
+class PageHead(msgspec.Struct, array_like=True, frozen=True):
+    """What is known of a page. `found` False: there is no such row, and no bytes follow."""
+
+    epoch: str
+    version: int
+    age_s: int
+    query_hash: str
+    found: bool
+
+
+class PageReply(msgspec.Struct, frozen=True):
+    """A page with its head."""
+
+    head: PageHead
+    body: bytes
+
+
+class SyncReply(msgspec.Struct, array_like=True, frozen=True):
+    """Where a sync ended, and how many rows it changed."""
+
+    epoch: str
+    version: int
+    applied: int
+
+
+class WireError(msgspec.Struct, array_like=True, frozen=True):
+    """A refusal."""
+
+    code: str
+    message: str
+
+
+_ERRORS: Final[dict[str, type[CallError]]] = {e.code: e for e in (Retryable, Overloaded, Seeding, Behind)}
+_encode = msgspec.msgpack.Encoder().encode
+_decode_page_head = msgspec.msgpack.Decoder(PageHead).decode
+_decode_error = msgspec.msgpack.Decoder(WireError).decode
+_decode_read = msgspec.msgpack.Decoder(ReadRequest).decode
+
+
+def frame(request_id: int, kind: Type, body: bytes) -> bytes:
+    """One frame."""
+    return _HEAD.pack(len(body) + 5, request_id, kind) + body
+
+
+def page_frame(request_id: int, head: PageHead, body: bytes) -> bytes:
+    """A PAGE frame."""
+    packed = _encode(head)
+    return b"".join((_PAGE_HEAD.pack(len(packed) + len(body) + 7, request_id, Type.PAGE, len(packed)), packed, body))
+
+
+class _FrameProtocol(asyncio.Protocol):
+    """Both ends: cuts bytes into frames, and gathers what is sent in one turn of the loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._received = b""
+        self._out: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+
+    def data_received(self, data: bytes) -> None:
+        if self._received:
+            data = self._received + data
+        start, end = 0, len(data)
+        try:
+            while end - start >= 9:
+                size, request_id, kind = _HEAD.unpack_from(data, start)
+                if not 5 <= size <= MAX_FRAME_BYTES:
+                    raise BadFrame(f"a frame of {size} bytes: the most is {MAX_FRAME_BYTES}")
+                stop = start + 4 + size
+                if stop > end:
+                    break
+                self.frame_received(request_id, kind, data[start + 9 : stop])
+                start = stop
+        except (BadFrame, msgspec.MsgspecError, struct.error, ValueError):
+            self.close()
+            return
+        self._received = data[start:] if start < end else b""
+
+    def frame_received(self, request_id: int, kind: int, body: bytes) -> None:
+        raise NotImplementedError
+
+    def send(self, data: bytes) -> None:
+        """Send with everything else of this turn of the loop."""
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+# --- the host's end ---------------------------------------------------------------------------------------------
+
+
+class Handler(Protocol):
+    """What a host does with requests."""
+
+    def peek(self, request: ReadRequest) -> tuple[PageHead, bytes] | None:
+        """The page if nothing has to be waited for."""
+        ...
+
+    async def read(self, request: ReadRequest) -> tuple[PageHead, bytes]:
+        """The page.
+
+        Raises:
+            CallError: why not.
+        """
+        ...
+
+    def poke(self, request: PokeRequest) -> None: ...
+
+    async def call(self, kind: Type, request: CallRequest) -> Any:
+        """What the call answers, as something msgspec encodes.
+
+        Raises:
+            CallError: why not.
+        """
+        ...
+
+
+class WireServer(_FrameProtocol):
+    """One connection of a gateway, at the host."""
+
+    def __init__(self, handler: Handler, connections: set[WireServer], *, secret: bytes | None) -> None:
+        super().__init__()
+        self._handler = handler
+        self._connections = connections
+        self._secret = secret
+        self._challenge = b""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._tasks)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._connections.add(self)
+        if self._secret is not None:
+            self._challenge = secrets.token_bytes(32)
+            self.send(frame(0, Type.HELLO, self._challenge))
+            self._loop.call_later(_AUTH_S, self._close_unless_trusted)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.discard(self)
+        for task in self._tasks:
+            task.cancel()  # nobody is there for the answer
+
+    def pause_writing(self) -> None:
+        # The gateway reads slower than it asks: stop listening until it has caught up.
+        assert self._transport is not None
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        assert self._transport is not None
+        self._transport.resume_reading()
+
+    def frame_received(self, request_id: int, kind: int, body: bytes) -> None:
+        if self._challenge:
+            self._authenticate(kind, body)
+        elif kind == Type.READ:
+            request = _decode_read(body)
+            try:
+                page = self._handler.peek(request)
+            except CallError as error:
+                self._refuse(request_id, error)
+                return
+            if page is not None:
+                self.send(page_frame(request_id, *page))
+            else:
+                self._start(request_id, request.deadline_ms, self._read(request_id, request))
+        elif kind == Type.POKE:
+            self._handler.poke(msgspec.msgpack.decode(body, type=PokeRequest))
+        else:
+            call = msgspec.msgpack.decode(body, type=CallRequest)
+            self._start(request_id, call.deadline_ms, self._call(request_id, Type(kind), call))
+
+    def _authenticate(self, kind: int, body: bytes) -> None:
+        assert self._secret is not None
+        if kind != Type.AUTH or not hmac.compare_digest(body, _proof(self._secret, self._challenge)):
+            raise BadFrame("the other end does not know the secret")
+        self._challenge = b""
+
+    def _close_unless_trusted(self) -> None:
+        if self._challenge:
+            self.close()
+
+    def _start(self, request_id: int, deadline_ms: int, work: Awaitable[None]) -> None:
+        if len(self._tasks) >= MAX_IN_FLIGHT:
+            asyncio.ensure_future(work).cancel()
+            self._refuse(request_id, Overloaded(f"{MAX_IN_FLIGHT} requests are under way on this connection"))
+            return
+        task = self._loop.create_task(self._bounded(request_id, deadline_ms, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _bounded(self, request_id: int, deadline_ms: int, work: Awaitable[None]) -> None:
+        try:
+            async with asyncio.timeout(deadline_ms / 1000):
+                await work
+        except CallError as error:
+            self._refuse(request_id, error)
+        except TimeoutError:
+            self._refuse(request_id, Retryable(f"no answer within {deadline_ms} ms"))
+        except Exception as error:  # one request's defect must not end the others of this connection
+            self._refuse(request_id, Retryable(f"the host failed: {type(error).__name__}: {error}"))
+
+    async def _read(self, request_id: int, request: ReadRequest) -> None:
+        self.send(page_frame(request_id, *await self._handler.read(request)))
+
+    async def _call(self, request_id: int, kind: Type, request: CallRequest) -> None:
+        self.send(frame(request_id, Type.REPLY, _encode(await self._handler.call(kind, request))))
+
+    def _refuse(self, request_id: int, error: CallError) -> None:
+        self.send(frame(request_id, Type.ERROR, _encode(WireError(error.code, str(error)))))
+
+
+def _proof(secret: bytes, challenge: bytes) -> bytes:
+    return hmac.new(secret, challenge, hashlib.sha256).digest()
+
+
+# --- the gateway's end ------------------------------------------------------------------------------------------
+
+
+class WireClient(_FrameProtocol):
+    """One connection to a host, shared by all requests of a gateway."""
+
+    def __init__(self, *, secret: bytes | None, on_lost: Callable[[WireClient], None]) -> None:
+        super().__init__()
+        self._secret = secret
+        self._on_lost = on_lost
+        self._next_id = 0
+        #: id → (future, loop time of its deadline). `expire` looks through it: cheaper than a timer per request.
+        self._pending: dict[int, tuple[asyncio.Future[Any], float]] = {}
+        self.ready: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._pending)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self._secret is None:
+            self.ready.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        error = Retryable("the connection to the host is lost")
+        if not self.ready.done():
+            self.ready.set_exception(error)
+        pending, self._pending = self._pending, {}
+        for future, _ in pending.values():
+            if not future.done():
+                future.set_exception(error)
+        self._on_lost(self)
+
+    def frame_received(self, request_id: int, kind: int, body: bytes) -> None:
+        if kind == Type.HELLO and self._secret is not None:
+            self.send(frame(0, Type.AUTH, _proof(self._secret, body)))
+            self.ready.set_result(None)
+            return
+        waiting = self._pending.pop(request_id, None)
+        if waiting is None or waiting[0].done():
+            return  # it was given up
+        future = waiting[0]
+        if kind == Type.PAGE:
+            stop = 2 + _SHORT.unpack_from(body)[0]
+            future.set_result(PageReply(_decode_page_head(body[2:stop]), body[stop:]))
+        elif kind == Type.REPLY:
+            future.set_result(body)
+        elif kind == Type.ERROR:
+            error = _decode_error(body)
+            future.set_exception(_ERRORS.get(error.code, CallError)(error.message))
+        else:
+            raise BadFrame(f"a reply of unknown type {kind}")
+
+    def request(self, kind: Type, body: bytes, timeout_s: float) -> asyncio.Future[Any]:
+        """Send a request; the future gives a `PageReply` for READ, else the reply's bytes.
+
+        It raises CallError: the host's refusal, or Retryable when it does not answer in time or goes away.
+        """
+        if len(self._pending) >= MAX_IN_FLIGHT:
+            raise Overloaded(f"{MAX_IN_FLIGHT} requests to this host are under way")
+        request_id = self._next_id = (self._next_id + 1) & 0xFFFFFFFF
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._pending[request_id] = (future, self._loop.time() + timeout_s)
+        self.send(frame(request_id, kind, body))
+        return future
+
+    def notify(self, kind: Type, body: bytes) -> None:
+        """Send something that is not answered."""
+        self.send(frame(0, kind, body))
+
+    def expire(self) -> int:
+        """Give up what is past its deadline; answers how many."""
+        now = self._loop.time()
+        late = [key for key, (_, deadline) in self._pending.items() if deadline < now]
+        for key in late:
+            future, _ = self._pending.pop(key)
+            if not future.done():
+                future.set_exception(Retryable("the host did not answer in time"))
+        return len(late)

@@ -1,0 +1,118 @@
+"""A gateway: what it is made of, and how it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from aiohttp import web
+
+from actors import ReplicaClient, user_version
+from gateway.auth import Authenticator
+from gateway.config import GatewaySettings
+from gateway.freshness import Reads
+from gateway.metrics import GatewayMetrics
+from gateway.middleware import make_middleware
+from gateway.routes import add_routes
+from gateway.routes.context import GATEWAY
+from store import hosts
+from store.config import StoreSettings
+from store.documents import Documents
+from store.epoch import Bookmark
+from store.objects.local import LocalObjects
+from store.objects.pictures import PictureProcess
+from store.primary import Connection, Primary
+from store.reads import PrimaryReads
+
+__all__ = ["Gateway", "make_app"]
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Gateway:
+    """Everything that the routes of one gateway process share."""
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        primary_url: str,
+        store: StoreSettings,
+        settings: GatewaySettings,
+        wire_secret: bytes | None = None,
+        index: int = 0,
+    ) -> None:
+        self.data = data
+        self.settings = settings
+        self.index = index
+        self.metrics = GatewayMetrics()
+        self.documents = Documents(store.files_base)
+        self.objects = LocalObjects(data / "objects")
+        self.started_at = time.monotonic()
+        self.was_ready = False
+        self._url = primary_url
+        self._store = store
+        self._wire_secret = wire_secret
+
+    async def start(self) -> None:
+        """Open the pools and learn the hosts. Needs neither the primary nor a host to be there."""
+        store = self._store
+        self.primary = await Primary.open(self._url, name=f"gateway {self.index}", size=store.gateway_connections)
+        self.fallback = await Primary.open(
+            self._url, name=f"gateway {self.index} reads", size=store.gateway_read_connections, statement_timeout_s=2.0
+        )
+        self.client = ReplicaClient(lambda: hosts.list_hosts(self.primary), secret=self._wire_secret)
+        await self.client.start()
+        self.reads = Reads(
+            self.client,
+            PrimaryReads(self.fallback, self.documents),
+            self.documents,
+            version=user_version(self.documents),
+            timeout_s=self.settings.read_timeout_ms / 1000,
+        )
+        self.auth = Authenticator(self.data, self.settings, self.primary)
+        await self.auth.start()
+        self.pictures = PictureProcess(
+            max_bytes=self.settings.upload_max_bytes, max_pixels=self.settings.upload_max_pixels
+        )
+
+    async def close(self) -> None:
+        await self.auth.close()
+        await self.client.close()
+        await self.primary.close()
+        await self.fallback.close()
+        await self.pictures.close()
+
+    async def write(self, user: str, work: Callable[[Connection], Awaitable[T]]) -> tuple[T, Bookmark]:
+        """`Primary.write`, and then readers and the user's host hear of it."""
+        result, bookmark = await self.primary.write(user, work)
+        self.reads.wrote(user, bookmark)
+        return result, bookmark
+
+
+def make_app(gateway: Gateway) -> web.Application:
+    """The aiohttp application of a gateway."""
+    settings = gateway.settings
+    middleware = make_middleware(gateway.metrics, origins=settings.cors_origins, access_log=settings.access_log)
+    app = web.Application(middlewares=[middleware], client_max_size=2**20)
+    app[GATEWAY] = gateway
+    add_routes(app)
+
+    async def life(_: web.Application) -> AsyncIterator[None]:
+        await gateway.start()
+        yield
+        await gateway.close()
+
+    app.cleanup_ctx.append(life)
+    return app
+
+
+def handler_options() -> dict[str, Any]:
+    """What aiohttp's server is told per connection."""
+    # The default keeps an idle connection for an hour.
+    return {"keepalive_timeout": 30.0, "access_log": None}

@@ -1,0 +1,109 @@
+"""The freshness contract: what every read says about its age, and what no reader is shown twice.
+
+A gateway keeps, per user, the greatest position that it served or committed, and sends it as the floor of every
+read: so versions never go back within a gateway, bookmark or not. When no replica can answer at the floor, the
+primary does, with the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final, Literal, NamedTuple
+
+from actors import Behind, CallError, Overloaded, ReplicaClient, Seeding
+from store.documents import Documents
+from store.epoch import Bookmark
+from store.errors import PrimaryUnavailable
+from store.gallery import query_hash
+from store.reads import PrimaryReads
+
+__all__ = ["Floors", "Read", "Reads"]
+
+Source = Literal["replica", "primary", "seeding"]
+_ROTATE_S: Final = 300.0
+_MAX_FLOORS: Final = 100_000
+
+
+class Floors:
+    """The greatest position served per user, kept for 5 to 10 minutes after it was last raised."""
+
+    def __init__(self) -> None:
+        # Two generations instead of a time per entry: forgetting costs nothing on the read path.
+        self._young: dict[str, Bookmark] = {}
+        self._old: dict[str, Bookmark] = {}
+        self._rotate_at = time.monotonic() + _ROTATE_S
+
+    def get(self, user: str) -> Bookmark | None:
+        return self._young.get(user) or self._old.get(user)
+
+    def raise_to(self, user: str, bookmark: Bookmark) -> None:
+        """Never lowers."""
+        now = time.monotonic()
+        if now > self._rotate_at or len(self._young) >= _MAX_FLOORS:
+            self._old, self._young = self._young, {}
+            self._rotate_at = now + _ROTATE_S
+        known = self.get(user)
+        self._young[user] = bookmark if known is None or bookmark.is_after(*known) else known
+
+
+class Read(NamedTuple):
+    """An answer: the position it is true for, how old that is, who gave it, its bytes (None: no such row)."""
+
+    at: Bookmark
+    age_s: int
+    source: Source
+    hash: str
+    body: bytes | None
+
+
+class Reads:
+    """Reads of one gateway: from the user's replica, else from the primary."""
+
+    def __init__(
+        self, client: ReplicaClient, primary: PrimaryReads, documents: Documents, *, version: int, timeout_s: float
+    ) -> None:
+        self._client = client
+        self._primary = primary
+        self._documents = documents
+        self._version = version
+        self._timeout_s = timeout_s
+        self.floors = Floors()
+
+    async def read(self, user: str, encoded: bytes, bookmark: Bookmark | None = None) -> Read:
+        """The answer for `user`, at `bookmark` or newer where there is such a position.
+
+        Raises:
+            PrimaryUnavailable: neither a replica nor the primary can answer.
+        """
+        floor = self.floors.get(user)
+        if bookmark is not None and (floor is None or bookmark.is_after(*floor)):
+            floor = bookmark
+        try:
+            reply = await self._client.read(user, encoded, floor, timeout_s=self._timeout_s)
+        except CallError as refusal:
+            return await self._from_primary(user, encoded, floor, refusal)
+        head = reply.head
+        at = Bookmark(head.epoch, head.version)
+        if at != floor:
+            self.floors.raise_to(user, at)
+        return Read(at, head.age_s, "replica", head.query_hash, reply.body if head.found else None)
+
+    async def _from_primary(self, user: str, encoded: bytes, floor: Bookmark | None, refusal: CallError) -> Read:
+        if isinstance(refusal, Overloaded):
+            raise refusal  # the primary can serve a fraction of what has just overloaded a host
+        try:
+            page = await self._primary.read(user, encoded, floor=floor)
+        except PrimaryUnavailable as error:
+            if isinstance(refusal, Behind):
+                raise PrimaryUnavailable(f"{refusal}; {error}") from error
+            raise
+        self.floors.raise_to(user, page.at)
+        if not isinstance(refusal, Seeding):
+            self._client.poke(user, page.at)  # whoever serves this user next should have seen what we have shown
+        source: Source = "seeding" if isinstance(refusal, Seeding) else "primary"
+        return Read(page.at, 0, source, query_hash(encoded, self._version), page.body)
+
+    def wrote(self, user: str, bookmark: Bookmark) -> None:
+        """After a commit: readers of this gateway see it from now on, and the user's host hears of it."""
+        self.floors.raise_to(user, bookmark)
+        self._client.poke(user, bookmark)

@@ -1,0 +1,135 @@
+"""What the gateway counts, and /metrics: its own numbers and those that its hosts tell.
+
+Counting is adding to plain numbers; Prometheus' types are made when somebody scrapes. Labels never name a user.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from actors import BUCKETS_S, HostStats
+
+__all__ = ["GatewayMetrics", "exposition"]
+
+_LATENCY_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class GatewayMetrics:
+    """Requests of one gateway process since it started."""
+
+    __slots__ = ("latency", "latency_seconds", "reads", "requests")
+
+    def __init__(self) -> None:
+        self.requests: dict[tuple[str, str, int], int] = {}
+        self.reads: dict[str, int] = {}
+        self.latency = [0] * (len(_LATENCY_S) + 1)
+        self.latency_seconds = 0.0
+
+    def saw_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        key = (method, route, status)
+        self.requests[key] = self.requests.get(key, 0) + 1
+        self.latency[bisect_left(_LATENCY_S, seconds)] += 1
+        self.latency_seconds += seconds
+
+    def saw_read(self, source: str) -> None:
+        self.reads[source] = self.reads.get(source, 0) + 1
+
+
+class _Scrape:
+    """One scrape: Prometheus asks `collect` for families."""
+
+    def __init__(self, gateway: int, metrics: GatewayMetrics, hosts: list[HostStats]) -> None:
+        self._gateway = str(gateway)
+        self._metrics = metrics
+        self._hosts = hosts
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._gateway_families()
+        yield from self._host_families()
+
+    def _gateway_families(self) -> Iterable[Metric]:
+        requests = CounterMetricFamily(
+            "peruse_http_requests", "Requests answered.", labels=("gateway", "method", "route", "status")
+        )
+        for (method, route, status), count in list(self._metrics.requests.items()):
+            requests.add_metric((self._gateway, method, route, str(status)), count)
+        yield requests
+        reads = CounterMetricFamily("peruse_reads", "Gallery reads, by who answered.", labels=("gateway", "source"))
+        for source, count in list(self._metrics.reads.items()):
+            reads.add_metric((self._gateway, source), count)
+        yield reads
+        latency = HistogramMetricFamily("peruse_http_seconds", "Time to answer a request.", labels=("gateway",))
+        latency.add_metric(
+            (self._gateway,), _cumulative(_LATENCY_S, self._metrics.latency), self._metrics.latency_seconds
+        )
+        yield latency
+
+    def _host_families(self) -> Iterable[Metric]:
+        for name, text in _HOST_COUNTERS.items():
+            counter = CounterMetricFamily(f"peruse_host_{name}", text, labels=("host",))
+            for stats in self._hosts:
+                counter.add_metric((stats.host,), getattr(stats.metrics, name))
+            yield counter
+        for name, text in _HOST_GAUGES.items():
+            gauge = GaugeMetricFamily(f"peruse_host_{name}", text, labels=("host",))
+            for stats in self._hosts:
+                gauge.add_metric((stats.host,), getattr(stats, name))
+            yield gauge
+        resets = CounterMetricFamily("peruse_host_resets", "Replicas made anew, by reason.", labels=("host", "reason"))
+        visible = HistogramMetricFamily(
+            "peruse_visible_seconds", "From a version's commit to its being applied.", labels=("host",)
+        )
+        for stats in self._hosts:
+            for reason, count in stats.metrics.resets.items():
+                resets.add_metric((stats.host, reason), count)
+            buckets = _cumulative(BUCKETS_S, stats.metrics.visible_counts)
+            visible.add_metric((stats.host,), buckets, stats.metrics.visible_seconds)
+        yield resets
+        yield visible
+
+
+_HOST_COUNTERS: Final = {
+    "reads": "Reads answered.",
+    "kept_reads": "Reads answered with bytes at hand.",
+    "pulls": "Pulls from the primary.",
+    "pull_failures": "Pulls that the primary did not answer.",
+    "changes_applied": "Rows changed by pulls.",
+    "seeds": "Replicas made from nothing.",
+    "seed_rows": "Rows written by seeds.",
+    "seed_seconds": "Time spent seeding.",
+    "seed_failures": "Seeds that did not come to an end.",
+    "activations": "Replicas opened.",
+    "passivations": "Replicas closed.",
+    "broken": "Replica files found unusable.",
+    "overloads": "Calls refused for want of room.",
+}
+_HOST_GAUGES: Final = {
+    "generation": "Starts of this host.",
+    "active": "Replicas open now.",
+    "seeding": "Replicas being made now.",
+    "kept_bytes": "Bytes of pages kept.",
+    "resident_bytes": "Memory of the process.",
+    "in_flight": "Calls under way.",
+    "lag_s": "Greatest age among the open replicas, in seconds.",
+}
+
+
+def _cumulative(bounds: tuple[float, ...], counts: list[int]) -> list[tuple[str, float]]:
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    for bound, count in zip((*bounds, float("inf")), counts, strict=True):
+        total += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), total))
+    return buckets
+
+
+def exposition(gateway: int, metrics: GatewayMetrics, hosts: list[HostStats]) -> bytes:
+    """What /metrics answers, in Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Scrape(gateway, metrics, hosts))
+    return generate_latest(registry)

@@ -1,0 +1,154 @@
+"""Bodies of requests: what may be in them, and how much of it.
+
+Unknown fields are refused by name: a misspelt one must not be taken for a wish to leave things as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Final, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from gateway.errors import BadRequest, TooLarge
+
+__all__ = ["ImageChanges", "UploadFields", "image_id", "read_json", "read_upload"]
+
+T = TypeVar("T")
+MAX_JSON_BYTES: Final = 64 * 1024
+_MAX_FIELD_BYTES: Final = 64 * 1024
+_BODY_S: Final = 60.0  # longest time for a body to arrive
+
+
+class ImageChanges(msgspec.Struct, forbid_unknown_fields=True):
+    """PATCH of an image: what is left out stays."""
+
+    visibility: str | msgspec.UnsetType = msgspec.UNSET
+    starred: bool | msgspec.UnsetType = msgspec.UNSET
+    title: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class UploadFields(msgspec.Struct):
+    """The text fields beside an uploaded file."""
+
+    prompt: str = ""
+    negative_prompt: str | None = None
+    model: str = "upload"
+    seed: int | None = None
+    title: str | None = None
+    visibility: str = "unlisted"
+
+
+async def read_json(request: web.Request, shape: type[T]) -> T:
+    """The request's JSON body as `shape`.
+
+    Raises:
+        BadRequest: not JSON, an unknown field, a value of the wrong type; names the field.
+        TooLarge: over 64 KiB.
+    """
+    if request.content_type != "application/json":
+        raise BadRequest("the body must be JSON, with Content-Type: application/json")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > MAX_JSON_BYTES:
+                    raise TooLarge(f"the body is over {MAX_JSON_BYTES} bytes")
+    except TimeoutError:
+        raise BadRequest(f"the body did not arrive within {_BODY_S:.0f} s") from None
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the body is not valid: {error}", field=_field(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+
+
+def _field(message: str) -> str | None:
+    """The field that a validation error of msgspec is about: `… unknown field `x`` or `… at `$.x``."""
+    _, _, rest = message.partition("`$.")
+    if not rest:
+        _, _, rest = message.partition("unknown field `")
+    return rest.partition("`")[0] or None
+
+
+async def read_upload(request: web.Request, *, max_bytes: int) -> tuple[bytes, UploadFields]:
+    """The `file` and the text fields of a multipart upload.
+
+    Raises:
+        BadRequest: not multipart, no file, an unknown, repeated or malformed field; names it.
+        TooLarge: the file is over `max_bytes`.
+    """
+    if request.content_type != "multipart/form-data":
+        raise BadRequest("the body must be multipart/form-data with a part named `file`")
+    if (request.content_length or 0) > max_bytes + 2**20:
+        raise TooLarge(f"the body is over the limit of {max_bytes} bytes for a picture")
+    try:
+        async with asyncio.timeout(_BODY_S):
+            file, fields = await _read_parts(request, max_bytes)
+    except TimeoutError:
+        raise BadRequest(f"the body did not arrive within {_BODY_S:.0f} s") from None
+    if file is None:
+        raise BadRequest("there is no part named `file`", field="file")
+    return file, _upload_fields(fields)
+
+
+async def _read_parts(request: web.Request, max_bytes: int) -> tuple[bytes | None, dict[str, str]]:
+    file: bytes | None = None
+    fields: dict[str, str] = {}
+    known = ("file", *UploadFields.__struct_fields__)
+    try:
+        reader = await request.multipart()
+        while (part := await reader.next()) is not None:
+            name = getattr(part, "name", None)
+            if name not in known or not hasattr(part, "read_chunk"):
+                raise BadRequest(f"unknown field {str(name)[:40]!r}; known are {', '.join(known)}", field=name)
+            if name in fields or (name == "file" and file is not None):
+                raise BadRequest(f"field {name!r} is given twice", field=name)
+            content = await _read_part(part, max_bytes if name == "file" else _MAX_FIELD_BYTES, name)
+            if name == "file":
+                file = content
+            else:
+                fields[name] = content.decode()
+    except UnicodeDecodeError:
+        raise BadRequest(f"field {name!r} is not UTF-8", field=name) from None
+    except (ValueError, AssertionError, web.HTTPBadRequest) as error:
+        raise BadRequest(f"the multipart body is malformed: {error}") from None
+    return file, fields
+
+
+async def _read_part(part, limit: int, name: str) -> bytes:  # type: ignore[no-untyped-def]
+    content = bytearray()
+    while chunk := await part.read_chunk(256 * 1024):
+        content += chunk
+        if len(content) > limit:
+            raise TooLarge(f"{name} is over the limit of {limit} bytes", field=name)
+    return bytes(content)
+
+
+def _upload_fields(fields: dict[str, str]) -> UploadFields:
+    values: dict[str, str | int | None] = dict(fields)
+    seed = fields.get("seed")
+    if seed is not None:
+        if not (seed.isascii() and seed.isdigit() and len(seed) <= 10):
+            raise BadRequest("seed must be a whole number from 0 to 4294967295", field="seed")
+        values["seed"] = int(seed)
+    return UploadFields(**values)  # type: ignore[arg-type]
+
+
+def image_id(request: web.Request) -> uuid.UUID:
+    """The `{id}` of the path.
+
+    Raises:
+        BadRequest: it is not a UUID.
+    """
+    text = request.match_info["id"]
+    try:
+        if len(text) != 36:
+            raise ValueError
+        return uuid.UUID(text)
+    except ValueError:
+        raise BadRequest(f"{text[:40]!r} is not an image id (a UUID)", field="id") from None

@@ -1,0 +1,36 @@
+"""Every URL, on one screen."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.routes import files, health, images, internal
+
+__all__ = ["add_routes"]
+
+
+def add_routes(app: web.Application) -> None:
+    """Add all routes to `app`."""
+    app.router.add_routes(
+        [
+            # The caller's own gallery: a user's token or API key.
+            web.get("/api/images", images.list_images, allow_head=False),
+            web.get("/api/v1/images", images.list_images, allow_head=False),
+            web.post("/api/images/upload", images.upload),
+            web.post("/api/images/sync", images.sync),
+            web.get("/api/images/{id}", images.get_image, allow_head=False),
+            web.patch("/api/images/{id}", images.change_image),
+            web.delete("/api/images/{id}", images.trash_image),
+            web.post("/api/images/{id}/restore", images.restore_image),
+            # Any user's gallery: a service's token.
+            web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),
+            web.post("/internal/users/{user}/images", internal.save_image),
+            web.post("/internal/users/{user}/sync", internal.sync),
+            # Bytes, for whoever has the URL.
+            web.get("/files/{key:.+}", files.get_file),
+            # For operators and load balancers.
+            web.get("/healthz", health.healthz),
+            web.get("/readyz", health.readyz),
+            web.get("/metrics", health.metrics),
+        ]
+    )

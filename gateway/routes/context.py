@@ -1,0 +1,151 @@
+"""What every route uses: the gateway, who is asking, and how a read becomes a response."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from gateway.auth import Identity, need
+from gateway.errors import BadRequest
+from gateway.freshness import Read
+from store.epoch import Bookmark
+from store.errors import InvalidQuery, NotFound
+from store.gallery import encode_query, parse_gallery_query
+from store.ids import is_user_id
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+__all__ = ["GATEWAY", "caller", "gallery_query", "read_response", "service_for", "written"]
+
+GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway")
+
+_MAX_QUERIES: Final = 20_000
+#: Query string → encoded query. Parsing costs more than all the rest of a kept page's read.
+_queries: dict[str, bytes] = {}
+
+
+async def caller(request: web.Request) -> Identity:
+    """The user who asks.
+
+    Raises:
+        Unauthorized: no valid credential.
+        Forbidden: a token of another role.
+    """
+    auth = request.app[GATEWAY].auth
+    header = request.headers.get("Authorization")
+    return need(auth.known(header) or await auth.identify(header), "user")
+
+
+async def service_for(request: web.Request) -> str:
+    """The user of the path, for whom a service may act.
+
+    Raises:
+        Unauthorized: no valid credential.
+        Forbidden: not a service's.
+        BadRequest: the path's user is not a user id.
+    """
+    auth = request.app[GATEWAY].auth
+    header = request.headers.get("Authorization")
+    need(auth.known(header) or await auth.identify(header), "service", "admin")
+    user = request.match_info["user"]
+    if not is_user_id(user) or user.startswith("~"):
+        raise BadRequest(f"{user[:40]!r} is not a user id", field="user")
+    return user
+
+
+def gallery_query(request: web.Request) -> bytes:
+    """The encoded gallery query of a URL.
+
+    Raises:
+        InvalidQuery: names the parameter.
+    """
+    string = request.raw_path.partition("?")[2]
+    encoded = _queries.get(string)
+    if encoded is None:
+        try:
+            encoded = encode_query(parse_gallery_query(list(request.query.items())))
+        except UnicodeEncodeError:
+            raise InvalidQuery("query", "the query string is not valid UTF-8") from None
+        if len(_queries) >= _MAX_QUERIES:
+            _queries.clear()
+        if len(string) <= 512:
+            _queries[string] = encoded
+    return encoded
+
+
+def no_parameters(request: web.Request) -> None:
+    """Refuse query parameters where none are known.
+
+    Raises:
+        InvalidQuery: names the first.
+    """
+    if request.query_string:
+        name = next(iter(request.query))
+        raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; this address takes none")
+
+
+def bookmark_of(request: web.Request) -> Bookmark | None:
+    """The bookmark that the reader brings.
+
+    Raises:
+        BadRequest: it is not one.
+    """
+    text = request.headers.get("Peruse-Bookmark")
+    if text is None:
+        return None
+    bookmark = Bookmark.parse(text)
+    if bookmark is None:
+        raise BadRequest("Peruse-Bookmark must be epoch.version as an earlier reply gave it", field="Peruse-Bookmark")
+    return bookmark
+
+
+async def read_response(request: web.Request, user: str, encoded: bytes) -> web.Response:
+    """Read, and say how fresh it is.
+
+    Raises:
+        NotFound: the query names a row that is not there.
+        PrimaryUnavailable: nobody can answer.
+    """
+    gateway = request.app[GATEWAY]
+    headers = request.headers
+    bookmark = bookmark_of(request) if "Peruse-Bookmark" in headers else None
+    read = await gateway.reads.read(user, encoded, bookmark)
+    gateway.metrics.saw_read(read.source)
+    if read.body is None:
+        raise NotFound("Image not found")
+    described = _describe(read)
+    if "If-None-Match" in headers and _matches(headers["If-None-Match"], described["ETag"]):
+        return web.Response(status=304, headers=described)
+    described["Content-Type"] = "application/json; charset=utf-8"
+    return web.Response(body=read.body, headers=described)
+
+
+def _describe(read: Read) -> CIMultiDict[str]:
+    position = f"{read.at.epoch}.{read.at.version}"
+    return CIMultiDict(
+        (
+            ("Peruse-Bookmark", position),
+            ("Peruse-Age", str(read.age_s)),
+            ("Peruse-Source", read.source),
+            ("ETag", f'"{position}.{read.hash}"'),
+            ("Cache-Control", "private, no-cache"),
+            ("Vary", "Authorization, Cookie"),
+        )
+    )
+
+
+def _matches(given: str, etag: str) -> bool:
+    """Weak comparison with each of a list of tags, as RFC 9110 says for If-None-Match."""
+    tags = [tag.strip().removeprefix("W/") for tag in given.split(",")]
+    return "*" in tags or etag in tags
+
+
+def written(body: bytes, bookmark: Bookmark, *, status: int = 200) -> web.Response:
+    """The response to a write: where the writer has to be read at to see it."""
+    return web.Response(
+        status=status, body=body, content_type="application/json", charset="utf-8",
+        headers={"Peruse-Bookmark": str(bookmark), "Cache-Control": "no-store"},
+    )  # fmt: skip

@@ -1,0 +1,61 @@
+"""Health for load balancers, and metrics for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from gateway.metrics import exposition
+from gateway.routes.context import GATEWAY
+from store.errors import PrimaryUnavailable
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+__all__ = ["healthz", "metrics", "readyz"]
+
+_NO_HEARTBEAT_S: Final = 10.0
+
+
+async def healthz(request: web.Request) -> web.Response:
+    """GET /healthz: this process answers."""
+    return web.json_response({"success": True}, headers={"Cache-Control": "no-store"})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """GET /readyz: 503 until a host has answered once; later only while nobody can answer reads, or while the
+    primary is up and no host's heartbeat has come through it for 10 s."""
+    gateway = request.app[GATEWAY]
+    stats, primary_up = await asyncio.gather(gateway.client.stats(), _primary_answers(gateway))
+    gateway.was_ready = gateway.was_ready or bool(stats)
+    beats = time.monotonic() - gateway.client.beat_seen_at <= _NO_HEARTBEAT_S
+    ready = gateway.was_ready and (bool(stats) or primary_up) and (beats or not primary_up)
+    body = {
+        "success": ready,
+        "ready": ready,
+        "primary": "up" if primary_up else "down",
+        "hosts": {
+            row.id: "answering" if row.id in {s.host for s in stats} else row.state for row in gateway.client.hosts
+        },
+        "lag_s": round(max((s.lag_s for s in stats), default=0.0), 3),
+    }
+    return web.json_response(body, status=200 if ready else 503, headers={"Cache-Control": "no-store"})
+
+
+async def _primary_answers(gateway: Gateway) -> bool:
+    try:
+        async with asyncio.timeout(1.0):
+            await gateway.fallback.fetch("select 1")
+    except (PrimaryUnavailable, TimeoutError):
+        return False
+    return True
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """GET /metrics: this gateway's counters and those of the hosts that answer."""
+    gateway = request.app[GATEWAY]
+    body = exposition(gateway.index, gateway.metrics, await gateway.client.stats())
+    return web.Response(body=body, content_type="text/plain", charset="utf-8")

@@ -1,0 +1,148 @@
+"""The caller's images: list, look at, change, trash, bring back, upload, sync."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from gateway.errors import BadRequest
+from gateway.payloads import ImageChanges, image_id, read_json, read_upload
+from gateway.routes.context import GATEWAY, caller, gallery_query, no_parameters, read_response, written
+from store import images
+from store.gallery import ImageQuery, encode_query, image_body
+from store.ids import new_id
+from store.objects import keys
+from store.objects.prefix import owner_secret
+from store.primary import Connection
+from store.users import ensure_user
+
+__all__ = [
+    "change_image",
+    "get_image",
+    "list_images",
+    "restore_image",
+    "save_upload",
+    "sync",
+    "sync_user",
+    "trash_image",
+    "upload",
+]
+
+_SYNC_S = 10.0
+
+
+async def list_images(request: web.Request) -> web.Response:
+    """GET /api/images: one page of the caller's gallery, from their replica."""
+    user = (await caller(request)).user
+    return await read_response(request, user, gallery_query(request))
+
+
+async def get_image(request: web.Request) -> web.Response:
+    """GET /api/images/{id}."""
+    user = (await caller(request)).user
+    no_parameters(request)
+    return await read_response(request, user, encode_query(ImageQuery(str(image_id(request)))))
+
+
+async def change_image(request: web.Request) -> web.Response:
+    """PATCH /api/images/{id}: visibility, starred, title."""
+    user = (await caller(request)).user
+    row_id = image_id(request)
+    changes = await read_json(request, ImageChanges)
+    values = {k: v for k, v in msgspec.structs.asdict(changes).items() if v is not msgspec.UNSET}
+    if not values:
+        raise BadRequest(f"nothing to change: give one of {', '.join(ImageChanges.__struct_fields__)}")
+    return await _change(request, user, row_id, lambda c: images.change(c, user, row_id, values))
+
+
+async def trash_image(request: web.Request) -> web.Response:
+    """DELETE /api/images/{id}: to the trash."""
+    user = (await caller(request)).user
+    row_id = image_id(request)
+    return await _change(request, user, row_id, lambda c: images.trash(c, user, row_id))
+
+
+async def restore_image(request: web.Request) -> web.Response:
+    """POST /api/images/{id}/restore: back from the trash."""
+    user = (await caller(request)).user
+    row_id = image_id(request)
+    return await _change(request, user, row_id, lambda c: images.restore(c, user, row_id))
+
+
+async def _change(
+    request: web.Request, user: str, row_id: uuid.UUID, work: Callable[[Connection], Awaitable[Any]]
+) -> web.Response:
+    no_parameters(request)
+    gateway = request.app[GATEWAY]
+
+    async def transaction(connection: Connection) -> bytes:
+        await work(connection)
+        return await images.document(connection, user, row_id, gateway.documents)
+
+    document, bookmark = await gateway.write(user, transaction)
+    return written(image_body(document), bookmark)
+
+
+async def upload(request: web.Request) -> web.Response:
+    """POST /api/images/upload: keep an image that the client already has."""
+    user = (await caller(request)).user
+    return await save_upload(request, user)
+
+
+async def save_upload(request: web.Request, user: str) -> web.Response:
+    """Store the uploaded picture of `user`: checked, then its bytes, then its row.
+
+    A crash between bytes and row leaves an object that nobody refers to, never a row without its bytes.
+    """
+    no_parameters(request)
+    gateway = request.app[GATEWAY]
+    data, fields = await read_upload(request, max_bytes=gateway.settings.upload_max_bytes)
+    picture = await gateway.pictures.prepare(data)
+    now_ms = int(time.time() * 1000)
+    tag = keys.owner_tag(user, owner_secret(gateway.data))
+    key = keys.new_key("generated", tag, picture.content_type, now_ms)
+    image = images.NewImage(
+        id=new_id(now_ms),
+        object_key=key,
+        content_type=picture.content_type,
+        size_bytes=len(data),
+        width=picture.width,
+        height=picture.height,
+        thumb_key=keys.thumb_key(key),
+        thumbhash=picture.thumbhash,
+        **msgspec.structs.asdict(fields),
+    )
+    image.check()
+
+    async def transaction(connection: Connection) -> bytes:
+        await ensure_user(connection, user)
+        await images.insert(connection, user, image)
+        return await images.document(connection, user, image.id, gateway.documents)
+
+    await gateway.objects.put_many([(key, data), (keys.thumb_key(key), picture.thumb)])
+    document, bookmark = await gateway.write(user, transaction)
+    response = written(image_body(document), bookmark, status=201)
+    response.headers["Location"] = f"/api/images/{image.id}"
+    return response
+
+
+async def sync(request: web.Request) -> web.Response:
+    """POST /api/images/sync: bring the caller's replica to head now."""
+    user = (await caller(request)).user
+    return await sync_user(request, user)
+
+
+async def sync_user(request: web.Request, user: str) -> web.Response:
+    """Bring `user`'s replica to head and say where it is."""
+    no_parameters(request)
+    gateway = request.app[GATEWAY]
+    reply = await gateway.client.sync(user, timeout_s=_SYNC_S)
+    return web.json_response(
+        {"success": True, "version": reply.version, "applied": reply.applied},
+        headers={"Peruse-Bookmark": f"{reply.epoch}.{reply.version}", "Cache-Control": "no-store"},
+    )

@@ -1,0 +1,63 @@
+"""One gateway process: its socket, its loop, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from gateway.app import Gateway, handler_options, make_app
+from gateway.config import GatewaySettings
+from store.config import StoreSettings
+from store.errors import SettingError
+
+__all__ = ["serve_gateway"]
+
+log = structlog.get_logger()
+
+_SHUTDOWN_S = 2.0
+
+
+async def serve_gateway(
+    data: Path,
+    *,
+    primary_url: str,
+    store: StoreSettings,
+    settings: GatewaySettings,
+    wire_secret: bytes | None,
+    index: int,
+    listening: socket.socket | None,
+    bind: str,
+    port: int,
+) -> None:
+    """Serve on `listening`, or on a socket of its own that others may share, until SIGTERM or SIGINT.
+
+    Raises:
+        SettingError: the port cannot be had.
+    """
+    gateway = Gateway(
+        data, primary_url=primary_url, store=store, settings=settings, wire_secret=wire_secret, index=index
+    )
+    runner = web.AppRunner(make_app(gateway), shutdown_timeout=_SHUTDOWN_S, **handler_options())
+    await runner.setup()
+    site: web.BaseSite
+    if listening is not None:
+        site = web.SockSite(runner, listening)
+    else:
+        site = web.TCPSite(runner, bind, port, reuse_port=True)
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        raise SettingError(f"cannot listen on {bind}:{port}: {error.strerror}") from None
+    log.info("gateway.started", address=site.name)
+    await stop.wait()
+    await runner.cleanup()
+    log.info("gateway.stopped")

@@ -1,0 +1,121 @@
+"""Every error that the store raises.
+
+StoreError
+├── SettingError            a setting is missing or wrong
+├── EmbeddedPostgresError   the embedded Postgres cannot run
+│   ├── FolderUnusable      its folder cannot be used (owner, permissions)
+│   ├── FolderInUse         another Postgres runs on the folder
+│   └── WrongMajorVersion   the folder belongs to another major version
+├── PrimaryUnavailable      the primary did not answer in time, or is away
+├── InvalidQuery            a list query or page token is malformed
+├── InvalidValue            a value breaks a rule of its column
+├── NotFound                no such row for this owner
+├── PictureError            bytes that are not a picture we keep
+│   ├── UnsupportedPicture  not one of PNG, JPEG, WebP, AVIF
+│   ├── BrokenPicture       truncated, corrupt, animated or unreadable
+│   └── PictureTooLarge     more bytes or pixels than the limit
+└── ObjectError             an object in the store
+    ├── ObjectMissing       no object has this key
+    └── ObjectExists        an object already has this key
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BrokenPicture",
+    "EmbeddedPostgresError",
+    "FolderInUse",
+    "FolderUnusable",
+    "InvalidQuery",
+    "InvalidValue",
+    "NotFound",
+    "ObjectError",
+    "ObjectExists",
+    "ObjectMissing",
+    "PictureError",
+    "PictureTooLarge",
+    "PrimaryUnavailable",
+    "SettingError",
+    "StoreError",
+    "UnsupportedPicture",
+    "WrongMajorVersion",
+]
+
+
+class StoreError(Exception):
+    """Base of every error of the store."""
+
+
+class SettingError(StoreError):
+    """Raised when a setting is missing or has a value that cannot work; the message names it."""
+
+
+class EmbeddedPostgresError(StoreError):
+    """Raised when the embedded Postgres cannot be started or kept running."""
+
+
+class FolderUnusable(EmbeddedPostgresError):
+    """Raised when Postgres could not work in its folder; the message names the folder in the way."""
+
+
+class FolderInUse(EmbeddedPostgresError):
+    """Raised when another running Postgres holds the folder."""
+
+
+class WrongMajorVersion(EmbeddedPostgresError):
+    """Raised when the folder was made by another major version of Postgres."""
+
+
+class PrimaryUnavailable(StoreError):
+    """Raised when the primary is away, or did not answer within the deadline."""
+
+
+class InvalidQuery(StoreError):
+    """Raised when a list query is malformed.
+
+    `field` is the query parameter at fault.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class InvalidValue(StoreError):
+    """Raised when a value breaks a rule of its column; `field` is the column."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class NotFound(StoreError):
+    """Raised when the owner has no such row. Whether somebody else has it is never told."""
+
+
+class PictureError(StoreError):
+    """Base of what can be wrong with uploaded bytes."""
+
+
+class UnsupportedPicture(PictureError):
+    """Raised when the bytes are not PNG, JPEG, WebP or AVIF."""
+
+
+class BrokenPicture(PictureError):
+    """Raised when the format is right and the content is not: truncated, corrupt or animated."""
+
+
+class PictureTooLarge(PictureError):
+    """Raised when a picture has more bytes or pixels than the limit."""
+
+
+class ObjectError(StoreError):
+    """Base of the object store's errors."""
+
+
+class ObjectMissing(ObjectError):
+    """Raised when no object has this key."""
+
+
+class ObjectExists(ObjectError):
+    """Raised when an object already has this key: objects are written once."""

@@ -1,0 +1,89 @@
+"""The provider `builtin`: draws by itself, without a model and without a network.
+
+It understands no prompt. The prompt and the seed are the dice of a picture worth looking at, and some
+words of the prompt load them: "night" makes dark colours likelier, "forest" makes firs likelier.
+The same inputs give the same bytes as long as the version of Pillow is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from functools import lru_cache
+from random import Random
+from typing import Final
+
+from PIL import Image, ImageDraw, ImageFont
+
+from store.errors import InvalidValue
+from store.generation.scenes import compose
+
+__all__ = ["MAX_PX", "MAX_SEED", "MIN_PX", "render"]
+
+MIN_PX: Final = 64
+MAX_PX: Final = 2048
+MAX_SEED: Final = 2**32 - 1
+
+_MAX_WATERMARK: Final = 64
+_Z_RLE: Final = 3
+
+
+def render(prompt: str, *, seed: int, width: int, height: int, watermark: str | None = None) -> bytes:
+    """Returns a PNG. The composition depends on prompt and seed alone, not on the size.
+
+    `watermark` is written in the lower right corner; its font knows Latin letters.
+
+    Raises: InvalidValue, naming the argument.
+    """
+    _check(prompt, seed, width, height, watermark)
+    digest = hashlib.sha256(f"{seed}:{prompt}".encode(errors="surrogatepass")).digest()
+    dice = Random(int.from_bytes(digest))
+    image = compose(_words(prompt), dice, width, height)
+    if watermark:
+        _sign(image, watermark)
+    out = io.BytesIO()
+    # Run lengths find all that there is to find in gradients with grain: 10 ms and 200 KB at 512 px, where
+    # level 6 takes 39 ms to get to 181 KB.
+    image.save(out, "PNG", compress_level=1, compress_type=_Z_RLE)
+    return out.getvalue()
+
+
+def _check(prompt: str, seed: int, width: int, height: int, watermark: str | None) -> None:
+    if not prompt.strip():
+        raise InvalidValue("prompt", "the prompt is empty")
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidValue("seed", f"seed {seed} is not within 0..{MAX_SEED}")
+    for field, size in (("width", width), ("height", height)):
+        if not MIN_PX <= size <= MAX_PX:
+            raise InvalidValue(field, f"{field} {size} is not within {MIN_PX}..{MAX_PX}")
+    if watermark is not None and (len(watermark) > _MAX_WATERMARK or not watermark.isprintable()):
+        raise InvalidValue("watermark", f"the watermark is not one line of at most {_MAX_WATERMARK} signs")
+
+
+def _words(prompt: str) -> frozenset[str]:
+    """Returns the words of a prompt in small letters, each also without its plural s."""
+    words = re.findall(r"[a-z]+", prompt.lower())
+    return frozenset(words) | {word.removesuffix("s") for word in words}
+
+
+def _sign(image: Image.Image, text: str) -> None:
+    unit = min(image.size)
+    margin, size = unit * 0.03, max(9.0, unit * 0.032)
+    room = image.width - 2 * margin
+    size = max(4.0, size * min(1.0, room / max(1.0, _font(round(size)).getlength(text))))
+    ImageDraw.Draw(image, "RGBA").text(
+        (image.width - margin, image.height - margin),
+        text,
+        font=_font(round(size)),
+        anchor="rs",
+        fill=(255, 255, 255, 225),
+        stroke_width=max(1, round(size / 14)),
+        stroke_fill=(0, 0, 0, 110),
+    )
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow carries the font: no file of ours, the same on every machine."""
+    return ImageFont.load_default(size)

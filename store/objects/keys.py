@@ -1,0 +1,78 @@
+"""Keys of objects: generated, checkable by one expression, free of anything a user typed.
+
+    generated/<owner tag>/<13 digits of ms>-<32 hex>.png
+    generated/<owner tag>/<13 digits of ms>-<32 hex>.thumb.webp
+
+The time sorts an owner's objects; the 128 random bits make a key unguessable. The owner tag tells the
+objects of one owner apart and, without the secret, not whose they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from typing import Final, Literal
+
+from store.errors import InvalidValue
+
+__all__ = ["EXTENSIONS", "Kind", "content_type_of", "is_key", "new_key", "owner_tag", "thumb_key"]
+
+Kind = Literal["generated", "reference"]
+
+EXTENSIONS: Final[dict[str, str]] = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "image/avif": "avif",
+}
+
+_CONTENT_TYPES: Final = {extension: content_type for content_type, extension in EXTENSIONS.items()}
+_KINDS: Final = ("generated", "reference")
+_THUMB: Final = ".thumb.webp"
+_TAG: Final = re.compile(r"[0-9a-f]{32}")
+_KEY: Final = re.compile(
+    r"(?:generated|reference)/[0-9a-f]{32}/[0-9]{13}-[0-9a-f]{32}(?:\.thumb\.webp|\.(?:png|jpg|webp|avif))"
+)
+_MAX_MS: Final = 9_999_999_999_999
+
+
+def owner_tag(user_id: str, secret: bytes) -> str:
+    """Returns the 32 hex digits that stand for a user in keys; stable as long as the secret is."""
+    return hmac.new(secret, user_id.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def new_key(kind: Kind, owner_tag: str, content_type: str, now_ms: int) -> str:
+    """Returns a key that no object has.
+
+    Raises: InvalidValue, naming the argument that could not become part of a key.
+    """
+    if kind not in _KINDS:
+        raise InvalidValue("kind", f"kind {kind!r} is none of {', '.join(_KINDS)}")
+    if not _TAG.fullmatch(owner_tag):
+        raise InvalidValue("owner_tag", f"owner tag {owner_tag!r} is not 32 hex digits")
+    if content_type not in EXTENSIONS:
+        raise InvalidValue("content_type", f"{content_type!r} is none of {', '.join(EXTENSIONS)}")
+    if not 0 <= now_ms <= _MAX_MS:
+        raise InvalidValue("now_ms", f"{now_ms} ms does not fit 13 digits")
+    return f"{kind}/{owner_tag}/{now_ms:013d}-{secrets.token_hex(16)}.{EXTENSIONS[content_type]}"
+
+
+def thumb_key(key: str) -> str:
+    """Returns where the thumbnail of this object is kept; a thumbnail has none of its own."""
+    if not is_key(key) or key.endswith(_THUMB):
+        raise InvalidValue("key", f"{key!r} is not the key of a picture")
+    return key.rpartition(".")[0] + _THUMB
+
+
+def is_key(text: str) -> bool:
+    """Tells whether the whole text has the form of a key; whether an object has it is another question."""
+    return _KEY.fullmatch(text) is not None
+
+
+def content_type_of(key: str) -> str:
+    """Returns the content type that the extension stands for."""
+    if not is_key(key):
+        raise InvalidValue("key", f"{key!r} is not a key")
+    return _CONTENT_TYPES[key.rpartition(".")[2]]

@@ -1,0 +1,192 @@
+"""Objects as files below one folder: written once, durable when the call returns, whole or absent.
+
+A writer fills a file in `.tmp` (same file system), syncs it, and links it to its final name. The link
+either takes the name or fails because it is taken, so that a key never changes its bytes and a reader
+never sees half an object. A killed writer leaves at most a file in `.tmp`: see `sweep_temporary`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from store.errors import ObjectError, ObjectExists, ObjectMissing
+from store.objects.keys import is_key
+
+__all__ = ["LocalObjects"]
+
+_TEMPORARY: Final = ".tmp"
+
+
+class LocalObjects:
+    """Objects of one folder. Any number of processes may share the folder."""
+
+    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """Makes the folder when it is missing. `clock` is compared with the file system's times, in s."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder: Final = folder.resolve()
+        self._temporary: Final = self.folder / _TEMPORARY
+        self._temporary.mkdir(mode=0o700, exist_ok=True)
+        self._clock: Final = clock
+
+    def path(self, key: str) -> Path:
+        """Returns the file of this key, whether it exists or not.
+
+        Raises: ObjectMissing when the text is no key: such an object cannot exist.
+        """
+        if not is_key(key):
+            raise ObjectMissing(f"{key!r} is not a key, so no object has it")
+        path = self.folder.joinpath(*key.split("/"))
+        # Cannot fail as long as the form of a key has three parts and no dots in the first two.
+        assert path.parent.parent.parent == self.folder, path
+        return path
+
+    async def put(self, key: str, data: bytes) -> None:
+        """Writes an object that must not exist yet. It survives a power cut once this returns.
+
+        Raises: ObjectExists when the key is taken; the bytes that have it stay as they are.
+        """
+        await self.put_many([(key, data)])
+
+    async def put_many(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """Writes all of the objects or, on an error, none; a kill in between may leave some, each whole.
+
+        Raises: ObjectExists when one of the keys is taken.
+        """
+        paths = [self.path(key) for key, _ in items]
+        await asyncio.to_thread(self._put, items, paths)
+
+    async def get(self, key: str) -> bytes:
+        """Returns the bytes. Raises: ObjectMissing."""
+        path = self.path(key)
+        with _reading(key):
+            return await asyncio.to_thread(path.read_bytes)
+
+    async def exists(self, key: str) -> bool:
+        """Tells whether an object has this key; no object has a malformed one."""
+        if not is_key(key):
+            return False
+        with _reading(key):
+            return await asyncio.to_thread(self.path(key).is_file)
+
+    async def delete(self, key: str) -> bool:
+        """Removes an object for good. Returns False when there was none."""
+        if not is_key(key):
+            return False
+        try:
+            with _reading(key):
+                await asyncio.to_thread(_remove, self.path(key))
+        except ObjectMissing:
+            return False
+        return True
+
+    async def sweep_temporary(self, older_than_s: float) -> int:
+        """Removes what killed writers left and returns how many files that were.
+
+        A writer holds its file for as long as a write and a sync take: an hour is a safe age.
+        """
+        return await asyncio.to_thread(self._sweep, self._clock() - older_than_s)
+
+    def _put(self, items: Sequence[tuple[str, bytes]], paths: Sequence[Path]) -> None:
+        """Syncs every content before the first name appears, and the names before it returns."""
+        written: list[Path] = []
+        linked: list[Path] = []
+        try:
+            for key, data in items:
+                temporary = self._temporary / f"{os.getpid()}-{secrets.token_hex(16)}"
+                written.append(temporary)
+                with _writing(key):
+                    _write(temporary, data)
+            for (key, _), temporary, path in zip(items, written, paths, strict=True):
+                with _writing(key):
+                    for folder in (path.parent.parent, path.parent):
+                        folder.mkdir(mode=0o700, exist_ok=True)
+                    os.link(temporary, path)
+                linked.append(path)
+            with _writing(", ".join(key for key, _ in items)):
+                self._sync_names(paths)
+        except BaseException:
+            _unlink(linked)
+            raise
+        finally:
+            _unlink(written)
+
+    def _sync_names(self, paths: Sequence[Path]) -> None:
+        """Syncs the folders of these files up to the root.
+
+        The upper ones every time: another writer may have made them a moment ago and not synced them yet.
+        Syncing an unchanged folder costs microseconds.
+        """
+        for folder in {folder for path in paths for folder in (path.parent, path.parent.parent)}:
+            _sync_folder(folder)
+        _sync_folder(self.folder)
+
+    def _sweep(self, before_s: float) -> int:
+        removed = 0
+        with os.scandir(self._temporary) as entries:
+            for entry in entries:
+                # Another sweep, or the writer itself, may have been faster.
+                with suppress(FileNotFoundError):
+                    if entry.stat(follow_symlinks=False).st_mtime < before_s:
+                        os.unlink(entry.path)
+                        removed += 1
+        return removed
+
+
+@contextmanager
+def _reading(key: str) -> Iterator[None]:
+    """Turns the operating system's errors into the store's, with the key in the message."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ObjectMissing(f"object {key} does not exist") from error
+    except OSError as error:
+        raise ObjectError(f"object {key}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _writing(key: str) -> Iterator[None]:
+    """As `_reading`; here it is a taken name that has an error of its own."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise ObjectExists(f"object {key} exists") from error
+    except OSError as error:
+        raise ObjectError(f"object {key}: {error.strerror or error}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+    # Without this a power cut could bring back what its owner saw deleted.
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            path.unlink()

@@ -1,0 +1,113 @@
+"""One worker process that reads one picture at a time, within limits, and may be killed at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from typing import Final, TypeVar
+
+from PIL import AvifImagePlugin
+
+from store.errors import BrokenPicture, PictureError
+
+__all__ = ["PictureWorker", "PicturesBusy"]
+
+_START_LIMIT_S: Final = 60.0
+"""A start takes 0.2 s; on a machine that swaps, or under a debugger, it may take much longer."""
+
+_PR_SET_PDEATHSIG: Final = 1
+
+_Result = TypeVar("_Result")
+
+
+class PicturesBusy(PictureError):
+    """Raised when too many pictures wait already, or none can be read now. The bytes may be fine."""
+
+
+class PictureWorker:
+    """An executor with a single process, started when first needed and again after it died."""
+
+    def __init__(self, *, time_limit_s: float, memory_limit_bytes: int) -> None:
+        self._time_limit_s: Final = time_limit_s
+        self._memory_limit_bytes: Final = memory_limit_bytes
+        self._executor: ProcessPoolExecutor | None = None
+
+    async def run(self, call: Callable[[], _Result]) -> _Result:
+        """Returns what the call returns in the process. `call` and its result must pickle.
+
+        Raises: BrokenPicture when it took too long or ended the process, PicturesBusy when none starts.
+        """
+        running = await self._submit(call)
+        try:
+            async with asyncio.timeout(self._time_limit_s):
+                return await asyncio.wrap_future(running)
+        except TimeoutError as error:
+            self.kill()
+            raise BrokenPicture(f"the picture took longer than {self._time_limit_s:g} s to read") from error
+        except BrokenProcessPool as error:
+            self.kill()
+            raise BrokenPicture("the picture ended the process that read it") from error
+        except asyncio.CancelledError:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        """Ends the process, whatever it does. The next `run` starts another."""
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            # What `kill_workers` of Python 3.14 does. The executor's own thread reaps the process.
+            for process in list((executor._processes or {}).values()):
+                process.kill()
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _submit(self, call: Callable[[], _Result]) -> Future[_Result]:
+        """Hands the call to a process that is known to run.
+
+        A process that died while it was idle is replaced here: that is not the picture's fault.
+        """
+        if self._executor is not None:
+            with suppress(BrokenProcessPool):
+                return self._executor.submit(call)
+            self.kill()
+        executor = self._executor = ProcessPoolExecutor(
+            1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_confine,
+            initargs=(os.getpid(), self._memory_limit_bytes),
+        )
+        try:
+            # Starting is kept out of the picture's time: importing takes longer than most pictures.
+            async with asyncio.timeout(_START_LIMIT_S):
+                await asyncio.wrap_future(executor.submit(os.getpid))
+            return executor.submit(call)
+        except (BrokenProcessPool, OSError) as error:
+            self.kill()
+            raise PicturesBusy("the process that reads pictures does not start") from error
+        except asyncio.CancelledError:
+            self.kill()
+            raise
+
+
+def _confine(parent_pid: int, memory_limit_bytes: int) -> None:
+    """Runs first in the process: dies with its parent, leaves Ctrl-C to it, and cannot take all memory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # Counts from the parent *thread* that started the process: the one that runs the event loop.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:  # It died before the line above could tell.
+            os._exit(1)
+    # No file with a user's picture in it when Pillow crashes.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(ValueError, OSError):  # macOS has no such limit.
+        resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
+    # One thread per processor would need address space for each of their stacks and heaps.
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1

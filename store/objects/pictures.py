@@ -1,0 +1,194 @@
+"""What bytes are: their format, size, thumbnail and placeholder, or why they are no picture we keep.
+
+`prepare` trusts nothing that it is given, and Pillow is C code that reads files made to break it. So it
+runs in `PictureProcess`: a process with a memory limit and a time limit that may die without harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import msgspec
+from PIL import Image, UnidentifiedImageError
+
+from store.errors import BrokenPicture, PictureError, PictureTooLarge, UnsupportedPicture
+from store.objects.picture_worker import PicturesBusy, PictureWorker
+from store.objects.thumbs import THUMB_PX, fit, orientation_of, placeholder, thumb_of, webp
+
+__all__ = ["Picture", "PictureProcess", "PicturesBusy", "prepare", "sniff"]
+
+MAX_BYTES: Final = 20 * 2**20
+MAX_PIXELS: Final = 40_000_000
+
+_FORMATS: Final = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/avif": "AVIF"}
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """What is kept about a picture. Width and height are as seen, after its orientation was applied."""
+
+    content_type: str
+    width: int
+    height: int
+    thumb: bytes
+    """WebP, longest side at most 384, without metadata, in sRGB."""
+    thumbhash: str
+    """Base64 of some 25 bytes: a blur to show while the thumbnail loads."""
+
+
+def prepare(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decodes a picture completely and returns what is kept about it.
+
+    Raises: UnsupportedPicture, BrokenPicture, PictureTooLarge; nothing else, whatever the bytes.
+    """
+    content_type = sniff(data, max_bytes=max_bytes)
+    try:
+        with _limits(max_pixels):
+            return _read(data, content_type, max_pixels)
+    except PictureError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureTooLarge(f"the picture has more than {max_pixels} pixels") from error
+    except UnidentifiedImageError as error:
+        raise BrokenPicture(f"the {content_type} could not be read: its header makes no sense") from error
+    # Which exception a corrupt file ends in depends on the place of the damage: any may come.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise BrokenPicture(f"the {content_type} could not be read: {reason}") from error
+
+
+def sniff(data: bytes, *, max_bytes: int = MAX_BYTES) -> str:
+    """Returns the content type that the first bytes tell. Raises: UnsupportedPicture, PictureTooLarge."""
+    if len(data) > max_bytes:
+        raise PictureTooLarge(f"the picture has {len(data)} bytes, the limit is {max_bytes}")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data[4:8] == b"ftyp" and (b"avif" in data[8:64] or data[8:12] == b"avis"):
+        return "image/avif"
+    raise UnsupportedPicture("the bytes are none of PNG, JPEG, WebP, AVIF")
+
+
+@contextmanager
+def _limits(max_pixels: int) -> Iterator[None]:
+    """Makes Pillow refuse large pictures while it opens them. Global: one picture per process at a time."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _read(data: bytes, content_type: str, max_pixels: int) -> Picture:
+    formats = [_FORMATS[content_type]]
+    if content_type == "image/png":
+        # Decoding stops at the last pixel; this also finds a missing end and wrong checksums.
+        Image.open(io.BytesIO(data), formats=formats).verify()
+    with Image.open(io.BytesIO(data), formats=formats) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise PictureTooLarge(f"{width}x{height} is more than {max_pixels} pixels")
+        # A JPEG with several pictures is a photo with previews or depth beside it: its first one counts.
+        if content_type != "image/jpeg" and getattr(image, "n_frames", 1) > 1:
+            raise BrokenPicture(f"the {content_type} is animated")
+        box = fit(width, height, THUMB_PX)
+        # A JPEG decoder can leave out detail that the thumbnail would lose anyway; it still reads every byte.
+        image.draft(None, (2 * box[0], 2 * box[1]))
+        image.load()
+        orientation = orientation_of(image)
+        thumb = thumb_of(image, box, orientation)
+    return Picture(
+        content_type=content_type,
+        width=height if orientation >= 5 else width,
+        height=width if orientation >= 5 else height,
+        thumb=webp(thumb),
+        thumbhash=placeholder(thumb),
+    )
+
+
+class PictureProcess:
+    """`prepare` in worker processes, each with limits; belongs to the event loop it is first used in.
+
+    Each worker has an executor of its own: one that hangs or dies takes nobody else's picture with it.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_workers: int = 1,
+        max_waiting: int = 16,
+        time_limit_s: float = 20.0,
+        memory_limit_bytes: int = 2 * 2**30,
+        max_bytes: int = MAX_BYTES,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """`time_limit_s` counts from when a worker has the picture, not while it waits for one."""
+        self._prepare = functools.partial(prepare, max_bytes=max_bytes, max_pixels=max_pixels)
+        self._max_bytes, self._max_waiting, self._waiting = max_bytes, max_waiting, 0
+        self._workers = [
+            PictureWorker(time_limit_s=time_limit_s, memory_limit_bytes=memory_limit_bytes)
+            for _ in range(max_workers)
+        ]
+        # The last one used is the first one used again: workers are only started under load.
+        self._idle: asyncio.LifoQueue[PictureWorker] = asyncio.LifoQueue()
+        for worker in self._workers:
+            self._idle.put_nowait(worker)
+        self._tasks: set[asyncio.Task[Picture]] = set()
+        self._is_closed = False
+
+    async def prepare(self, data: bytes) -> Picture:
+        """Returns what `prepare` returns, and raises what it raises.
+
+        A picture that takes too long, or that its worker dies of, is a BrokenPicture.
+        A caller who is cancelled leaves the worker to finish, so that the next picture gets an idle one.
+
+        Raises: PicturesBusy when `max_waiting` others wait already, and after `close`.
+        """
+        sniff(data, max_bytes=self._max_bytes)
+        if self._idle.empty() and self._waiting >= self._max_waiting:
+            raise PicturesBusy(f"{self._waiting} pictures wait already")
+        self._waiting += 1
+        try:
+            worker = await self._idle.get()
+        finally:
+            self._waiting -= 1
+        task = asyncio.create_task(self._work(worker, data))
+        self._tasks.add(task)
+        task.add_done_callback(functools.partial(self._release, worker))
+        return await asyncio.shield(task)
+
+    async def close(self) -> None:
+        """Kills the workers and fails whoever waits, with PicturesBusy. May be called twice."""
+        self._is_closed = True
+        for worker in self._workers:
+            worker.kill()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _work(self, worker: PictureWorker, data: bytes) -> Picture:
+        try:
+            if not self._is_closed:
+                return await worker.run(functools.partial(self._prepare, data))
+        except BrokenPicture:
+            # Of a worker that `close` killed, nobody can tell what the picture was worth.
+            if not self._is_closed:
+                raise
+        raise PicturesBusy("no pictures are read any more")
+
+    def _release(self, worker: PictureWorker, task: asyncio.Task[Picture]) -> None:
+        """Gives the worker to the next one, however this one ended, and whether or not its caller waited."""
+        self._idle.put_nowait(worker)
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # Read, so that asyncio does not log what a cancelled caller left behind.

@@ -1,0 +1,89 @@
+"""Reads from the primary: the same pages as a replica's, for when no replica can answer.
+
+One host serves several times what the primary can: a dead host must not swamp it. So these reads have a pool of
+their own, a bounded queue, and equal ones share one statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import NamedTuple
+
+from store.documents import Documents
+from store.epoch import Bookmark
+from store.errors import PrimaryUnavailable
+from store.gallery import (
+    IMAGE_FROM_POSTGRES,
+    GalleryQuery,
+    Query,
+    decode_query,
+    for_postgres,
+    image_body,
+    page_body,
+)
+from store.primary import Primary
+
+__all__ = ["Page", "PrimaryReads"]
+
+
+class Page(NamedTuple):
+    """An answer and the position it is true for; body None: there is no such row."""
+
+    at: Bookmark
+    body: bytes | None
+
+
+class PrimaryReads:
+    """Answers queries from the primary, at most `max_waiting` at a time."""
+
+    def __init__(self, primary: Primary, documents: Documents, *, max_waiting: int = 256) -> None:
+        self._primary = primary
+        self._documents = documents
+        self._max_waiting = max_waiting
+        self._shared: dict[tuple[str, bytes], asyncio.Task[Page]] = {}
+
+    async def read(self, user: str, encoded: bytes, *, floor: Bookmark | None = None, timeout_s: float = 2.0) -> Page:
+        """The page of `user` for a query, from one snapshot, never older than `floor` unless the primary is.
+
+        Raises:
+            PrimaryUnavailable: away, too slow, or too many are waiting.
+        """
+        key = (user, encoded)
+        async with asyncio.timeout(timeout_s):
+            shared = self._shared.get(key)
+            if shared is not None:
+                page = await asyncio.shield(shared)
+                # It was sent before we came: what we have to see may have been written since.
+                if floor is None or not floor.is_after(*page.at):
+                    return page
+            return await asyncio.shield(self._start(key))
+
+    def _start(self, key: tuple[str, bytes]) -> asyncio.Task[Page]:
+        if len(self._shared) >= self._max_waiting:
+            raise PrimaryUnavailable(f"{self._max_waiting} reads wait for the primary already")
+        task = asyncio.create_task(self._read(*key))
+        self._shared[key] = task
+        task.add_done_callback(lambda done: self._forget(key, done))
+        return task
+
+    def _forget(self, key: tuple[str, bytes], task: asyncio.Task[Page]) -> None:
+        if self._shared.get(key) is task:
+            del self._shared[key]
+        if not task.cancelled():
+            task.exception()  # everybody who waited may have given up: then nobody else looks at it
+
+    async def _read(self, user: str, encoded: bytes) -> Page:
+        query: Query = decode_query(encoded)
+        if isinstance(query, GalleryQuery):
+            sql, values = for_postgres(query, user)
+            rows = await self._primary.fetch(sql, *values)
+            made = [
+                (self._documents.row("images", source).document, created_at, row_id)
+                for _, _, source, created_at, row_id in rows
+                if source is not None
+            ]
+            return Page(Bookmark(rows[0][0], rows[0][1]), page_body(query, made))
+        (row,) = await self._primary.fetch(IMAGE_FROM_POSTGRES, user, uuid.UUID(query.id))
+        body = None if row[2] is None else image_body(self._documents.row("images", row[2]).document)
+        return Page(Bookmark(row[0], row[1]), body)

@@ -1,0 +1,291 @@
+"""The primary's tables, and which of their columns reach a replica.
+
+`REPLICATED` is the one list of replicated columns: the triggers, the pull, the seed and the documents are
+all built from it, so that a column cannot be in one of them and not in another.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
+
+__all__ = ["REPLICATED", "TIME_COLUMNS", "metadata"]
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_name)s_idx",
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+    }
+)
+
+ZERO_NONCE: Final = "00000000-0000-0000-0000-000000000000"
+
+
+def _id() -> Column[Any]:
+    return Column("id", UUID(as_uuid=True), primary_key=True, server_default=func.gen_random_uuid())
+
+
+def _user(name: str = "owner_id", **options: Any) -> Column[Any]:
+    # COLLATE "C": ids are compared byte by byte, the same on every server.
+    reference = ForeignKey("users.id", ondelete="CASCADE")
+    return Column(name, Text(collation="C"), reference, nullable=False, **options)
+
+
+def _time(name: str, *, nullable: bool = False) -> Column[Any]:
+    default = None if nullable else func.clock_timestamp()
+    return Column(name, TIMESTAMP(timezone=True), nullable=nullable, server_default=default)
+
+
+def _finite(*columns: str) -> list[CheckConstraint]:
+    # Outside these years a time has no RFC 3339 form: one such row would stop its owner's sync for good.
+    return [CheckConstraint(f"{c} >= '1970-01-01Z' and {c} < '9999-12-31Z'", name=f"{c}_in_range") for c in columns]
+
+
+def _one_of(column: str, *values: str) -> CheckConstraint:
+    listed = ", ".join(f"'{v}'" for v in values)
+    return CheckConstraint(f"{column} in ({listed})", name=f"{column}_known")
+
+
+def _object_columns() -> list[Any]:
+    """What every stored object's row says about its bytes."""
+    return [
+        Column("object_key", Text, nullable=False, unique=True),
+        Column("content_type", Text, nullable=False),
+        Column("size_bytes", BigInteger, nullable=False),
+        Column("width", Integer),
+        Column("height", Integer),
+        Column("thumb_key", Text, unique=True),
+        Column("thumbhash", Text),
+        CheckConstraint("size_bytes >= 0 and width > 0 and height > 0", name="sizes"),
+    ]
+
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", Text(collation="C"), primary_key=True),
+    Column("external_id", Text, unique=True),
+    Column("email", Text, index=True),
+    Column("name", Text),
+    _time("created_at"),
+    _time("updated_at"),
+    CheckConstraint("id ~ '^~?[A-Za-z0-9._@|:-]{1,127}$'", name="id"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    _id(),
+    _user("user_id", index=True),
+    Column("hash", LargeBinary, nullable=False, unique=True, comment="SHA-256 of the whole key"),
+    Column("hint", Text, nullable=False, comment="the first characters, so that a person can tell keys apart"),
+    Column("name", Text, nullable=False, server_default=""),
+    _time("created_at"),
+    _time("revoked_at", nullable=True),
+)
+Index("api_keys_revoked", api_keys.c.revoked_at, postgresql_where=api_keys.c.revoked_at.is_not(None))
+
+accounts = Table(
+    "accounts",
+    metadata,
+    _user(primary_key=True),
+    Column("plan", Text, nullable=False, server_default="free"),
+    Column("balance_tenths", BigInteger, nullable=False, server_default="0"),
+    Column("held_tenths", BigInteger, nullable=False, server_default="0"),
+    Column("storage_used_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("storage_reserved_bytes", BigInteger, nullable=False, server_default="0"),
+    _time("updated_at"),
+    _one_of("plan", "free", "pro", "enterprise"),
+    CheckConstraint("balance_tenths >= 0", name="balance"),
+    CheckConstraint("held_tenths >= 0", name="held"),
+    CheckConstraint("storage_used_bytes >= 0 and storage_reserved_bytes >= 0", name="storage"),
+    *_finite("updated_at"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    _id(),
+    _user(),
+    Column("kind", Text, nullable=False, server_default="TEXT_TO_IMAGE"),
+    Column("prompt", Text, nullable=False),
+    Column("params", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("image_size", Text, nullable=False, server_default="1024x1024"),
+    Column("watermark", Text),
+    Column("n", Integer, nullable=False, server_default="1"),
+    Column("provider", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default="pending"),
+    Column("price_tenths", BigInteger, nullable=False, server_default="0"),
+    Column("cost_usd", Numeric(12, 4), nullable=False, server_default="0"),
+    Column("duration_ms", BigInteger),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("response_data", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("batch_id", UUID(as_uuid=True)),
+    _time("hidden_at", nullable=True),
+    _time("created_at"),
+    _time("updated_at"),
+    _one_of("kind", "TEXT_TO_IMAGE", "IMAGE_TO_IMAGE"),
+    _one_of("state", "pending", "processing", "uploading", "completed", "failed", "canceled"),
+    CheckConstraint("n between 1 and 64", name="n"),
+    CheckConstraint("price_tenths >= 0", name="price"),
+    CheckConstraint("cost_usd >= 0 and cost_usd <> 'NaN'", name="cost"),
+    CheckConstraint("octet_length(params::text) <= 16384", name="params_size"),
+    *_finite("hidden_at", "created_at", "updated_at"),
+)
+Index("jobs_by_owner", jobs.c.owner_id, jobs.c.created_at.desc(), jobs.c.id.desc())
+Index("jobs_by_state", jobs.c.state)
+Index("jobs_by_time", jobs.c.created_at.desc())
+
+images = Table(
+    "images",
+    metadata,
+    _id(),
+    _user(),
+    Column("visibility", Text, nullable=False, server_default="unlisted"),
+    *_object_columns(),
+    Column("prompt", Text, nullable=False, server_default=""),
+    Column("negative_prompt", Text),
+    Column("model", Text, nullable=False),
+    Column("seed", BigInteger),
+    Column("steps", Integer),
+    Column("generation_params", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("job_id", UUID(as_uuid=True), ForeignKey("jobs.id", ondelete="SET NULL"), index=True),
+    Column("parent_id", UUID(as_uuid=True), ForeignKey("images.id", ondelete="SET NULL"), index=True),
+    Column("starred", Boolean, nullable=False, server_default=text("false")),
+    Column("title", Text),
+    Column("moderation", Text, nullable=False, server_default="approved"),
+    _time("trashed_at", nullable=True),
+    _time("created_at"),
+    _one_of("visibility", "public", "unlisted"),
+    _one_of("moderation", "pending", "approved", "rejected"),
+    CheckConstraint("seed between 0 and 4294967295", name="seed"),
+    CheckConstraint("steps > 0", name="steps"),
+    CheckConstraint("octet_length(prompt) <= 32000", name="prompt_size"),
+    CheckConstraint("octet_length(generation_params::text) <= 16384", name="generation_params_size"),
+    *_finite("trashed_at", "created_at"),
+)
+Index("images_by_owner", images.c.owner_id, images.c.created_at.desc(), images.c.id.desc())
+Index("images_by_visibility", images.c.visibility, images.c.created_at.desc())
+
+reference_images = Table(
+    "reference_images",
+    metadata,
+    _id(),
+    _user(),
+    *_object_columns(),
+    Column("filename", Text, nullable=False, comment="as the user's file was called"),
+    _time("created_at"),
+    *_finite("created_at"),
+)
+_references = reference_images.c
+Index("reference_images_by_owner", _references.owner_id, _references.created_at.desc(), _references.id.desc())
+
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("id", Text(collation="C"), primary_key=True, comment="node/slot: stable, what placement hashes"),
+    Column("generation", BigInteger, nullable=False, server_default="1", comment="starts of this id"),
+    Column("address", Text, nullable=False, comment="unix:PATH or tcp:HOST:PORT"),
+    Column("node", Text, nullable=False),
+    Column("build", Text, nullable=False),
+    Column("capacity", Integer, nullable=False, comment="replicas it may hold open"),
+    Column("state", Text, nullable=False),
+    _time("heartbeat"),
+    _time("started_at"),
+    _one_of("state", "live", "draining", "stuck", "gone"),
+    postgresql_with={"fillfactor": "50"},  # every heartbeat is an update in place
+)
+
+# No foreign key and never deleted: a user who is erased and comes back must not count from 1 again.
+# The log holds exactly horizon+1 … version; horizon_nonce proves a cursor that stands on the horizon itself.
+sync_user = Table(
+    "sync_user",
+    metadata,
+    Column("user_id", Text(collation="C"), primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("nonce", UUID(as_uuid=True), nullable=False),
+    Column("horizon", BigInteger, nullable=False, server_default="0"),
+    Column("horizon_nonce", UUID(as_uuid=True), nullable=False, server_default=ZERO_NONCE),
+    # HOT updates: room on the page, and no second index, ever.
+    postgresql_with={"fillfactor": "50", "autovacuum_vacuum_scale_factor": "0.02"},
+)
+
+change_log = Table(
+    "change_log",
+    metadata,
+    Column("user_id", Text(collation="C"), primary_key=True),
+    Column("version", BigInteger, primary_key=True),
+    Column("nonce", UUID(as_uuid=True), nullable=False),
+    _time("at"),
+    Index("change_log_at", "at"),
+)
+
+change_row = Table(
+    "change_row",
+    metadata,
+    Column("nonce", UUID(as_uuid=True), primary_key=True),
+    Column("user_id", Text(collation="C"), primary_key=True),
+    Column("kind", Text(collation="C"), primary_key=True),
+    Column("row_id", Text(collation="C"), primary_key=True),
+    Column("first", Boolean, nullable=False, comment="first row of this user in its transaction"),
+)
+
+sync_epoch = Table(
+    "sync_epoch",
+    metadata,
+    Column("one", Boolean, primary_key=True, server_default=text("true")),
+    Column(
+        "id",
+        BigInteger,
+        nullable=False,
+        server_default=text("(extract(epoch from clock_timestamp()) * 1000)::bigint"),
+        comment="time of the last rotation in ms: epochs are unique and ordered",
+    ),
+    CheckConstraint("one", name="one"),
+)
+
+#: kind → the columns its document is made of, in order. The first is the row's key in the replica.
+REPLICATED: Final[dict[str, tuple[str, ...]]] = {
+    "images": (
+        "id", "object_key", "thumb_key", "thumbhash", "content_type", "size_bytes", "width", "height", "prompt",
+        "negative_prompt", "model", "seed", "steps", "generation_params", "job_id", "parent_id", "visibility",
+        "starred", "title", "moderation", "trashed_at", "created_at",
+    ),
+    "reference_images": (
+        "id", "object_key", "thumb_key", "thumbhash", "content_type", "size_bytes", "width", "height", "filename",
+        "created_at",
+    ),
+    "jobs": (
+        "id", "kind", "prompt", "params", "image_size", "watermark", "n", "provider", "model", "state",
+        "price_tenths", "cost_usd", "duration_ms", "error_code", "error_message", "batch_id", "hidden_at",
+        "created_at", "updated_at",
+    ),
+    "accounts": (
+        "owner_id", "plan", "balance_tenths", "held_tenths", "storage_used_bytes", "storage_reserved_bytes",
+    ),
+}  # fmt: skip
+
+#: Columns that a document carries as time; the projection turns them into whole microseconds.
+TIME_COLUMNS: Final = frozenset({"trashed_at", "hidden_at", "created_at", "updated_at"})
