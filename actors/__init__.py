@@ -12,10 +12,12 @@ from actors.client import ReplicaClient
 from actors.errors import Behind, CallError, Overloaded, ReplicaError, Retryable, Seeding
 from actors.metrics import BUCKETS_S, HostStats
 from actors.schema import user_version
+from actors.wire import PageState
 
 __all__ = [
     # what the gateway asks with
     "ReplicaClient",
+    "PageState",
     "user_version",
     # what a host says of itself
     "BUCKETS_S",

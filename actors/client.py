@@ -17,7 +17,7 @@ import structlog
 from actors.errors import CallError, Retryable
 from actors.metrics import HostStats
 from actors.placement import first
-from actors.wire import CallRequest, PageReply, PokeRequest, ReadRequest, SyncReply, Type, WireClient
+from actors.wire import CallRequest, PageReply, PageState, PokeRequest, ReadRequest, SyncReply, Type, WireClient
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
 from store.hosts import HostRow
@@ -55,12 +55,22 @@ class _Host:
 class ReplicaClient:
     """Asks hosts. `list_hosts` reads the membership; its last answer is kept while the primary is away."""
 
-    def __init__(self, list_hosts: Callable[[], Awaitable[list[HostRow]]], *, secret: bytes | None = None) -> None:
+    def __init__(
+        self,
+        list_hosts: Callable[[], Awaitable[list[HostRow]]],
+        *,
+        secret: bytes | None = None,
+        max_page_bytes: int = 0,
+    ) -> None:
         self._list_hosts = list_hosts
         self._secret = secret
         self._hosts: dict[str, _Host] = {}
         self._live: tuple[str, ...] = ()
         self._placed: dict[str, str] = {}
+        #: (user, query) → (stamp, bytes), oldest first.
+        self._pages: dict[tuple[str, bytes], tuple[int, bytes]] = {}
+        self._page_bytes = 0
+        self._max_page_bytes = max_page_bytes
         self._tasks: list[asyncio.Task[None]] = []
         #: Monotonic time at which a heartbeat was last seen to move; what /readyz judges by.
         self.beat_seen_at = time.monotonic()
@@ -91,9 +101,26 @@ class ReplicaClient:
         """
         host = self._host_of(user)
         wire = host.wire or await self._connect(host)
-        request = ReadRequest(user, encoded, int(timeout_s * 1000), *(floor or ("", 0)))
+        epoch, version = floor or ("", 0)
+        kept = self._pages.get((user, encoded))
+        have = 0 if kept is None else kept[0]
+        request = ReadRequest(user, encoded, int(timeout_s * 1000), epoch, version, have)
         reply: PageReply = await wire.request(Type.READ, _encode(request), timeout_s)
+        if reply.head.state == PageState.UNCHANGED:
+            assert kept is not None
+            return PageReply(reply.head, kept[1])
+        if reply.head.state == PageState.BYTES:
+            self._keep((user, encoded), reply.head.stamp, reply.body)
         return reply
+
+    def _keep(self, key: tuple[str, bytes], stamp: int, body: bytes) -> None:
+        """Keep a page's bytes, so that the host need not send them again: it is still asked every time."""
+        old = self._pages.pop(key, None)
+        self._page_bytes += len(body) - (0 if old is None else len(old[1]))
+        self._pages[key] = (stamp, body)
+        while self._page_bytes > self._max_page_bytes:
+            oldest = next(iter(self._pages))
+            self._page_bytes -= len(self._pages.pop(oldest)[1])
 
     def poke(self, user: str, bookmark: Bookmark) -> None:
         """Tell the user's host that something was written. A hint: if it gets lost, a sweep finds the same."""

@@ -21,7 +21,7 @@ from actors.config import HostSettings
 from actors.errors import Retryable
 from actors.folder import ReplicaFolder
 from actors.metrics import HostMetrics, HostStats
-from actors.wire import CallRequest, PageHead, PokeRequest, ReadRequest, SyncReply, Type, WireServer
+from actors.wire import CallRequest, PageHead, PageState, PokeRequest, ReadRequest, SyncReply, Type, WireServer
 from store import hosts
 from store.clock import Clock, SystemClock
 from store.config import StoreSettings
@@ -171,10 +171,10 @@ class ReplicaHost:
 
     def peek(self, request: ReadRequest) -> tuple[PageHead, bytes] | None:
         answer = self._replicas.peek(request.user, request.query, _floor(request))
-        return None if answer is None else _page(answer)
+        return None if answer is None else _page(answer, request.have)
 
     async def read(self, request: ReadRequest) -> tuple[PageHead, bytes]:
-        return _page(await self._replicas.read(request.user, request.query, _floor(request)))
+        return _page(await self._replicas.read(request.user, request.query, _floor(request)), request.have)
 
     def poke(self, request: PokeRequest) -> None:
         self._replicas.poke(request.user, Bookmark(request.epoch, request.version))
@@ -239,10 +239,15 @@ def _floor(request: ReadRequest) -> Bookmark | None:
     return Bookmark(request.floor_epoch, request.floor_version) if request.floor_epoch else None
 
 
-def _page(answer: Answer) -> tuple[PageHead, bytes]:
-    cursor, age_s, page = answer
-    found = page.body is not None
-    return PageHead(cursor.epoch, cursor.version, age_s, page.query_hash, found), page.body or b""
+def _page(answer: Answer, have: int) -> tuple[PageHead, bytes]:
+    (epoch, version, _), age_s, (body, query_hash, stamp) = answer
+    if body is None:
+        state, body = PageState.MISSING, b""
+    elif stamp == have:
+        state, body = PageState.UNCHANGED, b""
+    else:
+        state = PageState.BYTES
+    return PageHead(epoch, version, age_s, query_hash, stamp, state), body
 
 
 def _socket_path(folder: Path, name: str) -> Path:

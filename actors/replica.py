@@ -6,8 +6,10 @@ change, since nothing is awaited inside an apply.
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -42,11 +44,16 @@ _PRAGMAS: Final = (
 )
 
 
+#: Each page made gets a stamp of its own; hosts start at random places, so equal stamps mean equal bytes.
+_stamps: Final = count(secrets.randbits(62) + 1)
+
+
 class KeptPage(NamedTuple):
-    """The bytes of an answer, and the hash of its query for ETags. None: there is no such row."""
+    """The bytes of an answer, the hash of its query for ETags, and its stamp. Body None: there is no such row."""
 
     body: bytes | None
     query_hash: str
+    stamp: int
 
 
 class Applied(NamedTuple):
@@ -165,7 +172,7 @@ class Replica:
             raise ReplicaBroken(f"replica of {self.user} cannot be read: {error}") from error
         finally:
             self._connection.set_progress_handler(None, 0)
-        page = KeptPage(body, query_hash(encoded, self._version))
+        page = KeptPage(body, query_hash(encoded, self._version), next(_stamps))
         self._keep(encoded, page)
         return page
 

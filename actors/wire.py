@@ -28,7 +28,9 @@ from actors.errors import BadFrame, Behind, CallError, Overloaded, Retryable, Se
 __all__ = [
     "CallRequest",
     "Handler",
+    "PageHead",
     "PageReply",
+    "PageState",
     "PokeRequest",
     "ReadRequest",
     "SyncReply",
@@ -64,13 +66,15 @@ class Type(IntEnum):
 
 
 class ReadRequest(msgspec.Struct, array_like=True, frozen=True):
-    """A read. `floor_epoch` empty: no floor. `query` is `encode_query`'s bytes."""
+    """A read. `floor_epoch` empty: no floor. `query` is `encode_query`'s bytes. `have`: stamp of the page that the
+    asker still has; 0 for none."""
 
     user: str
     query: bytes
     deadline_ms: int
     floor_epoch: str = ""
     floor_version: int = 0
+    have: int = 0
 
 
 class PokeRequest(msgspec.Struct, array_like=True, frozen=True):
@@ -88,14 +92,23 @@ class CallRequest(msgspec.Struct, array_like=True, frozen=True):
     user: str = ""
 
 
+class PageState(IntEnum):
+    """What follows a page's head."""
+
+    BYTES = 0
+    UNCHANGED = 1  # the asker has them: its stamp is the page's
+    MISSING = 2  # there is no such row
+
+
 class PageHead(msgspec.Struct, array_like=True, frozen=True):
-    """What is known of a page. `found` False: there is no such row, and no bytes follow."""
+    """What is known of a page."""
 
     epoch: str
     version: int
     age_s: int
     query_hash: str
-    found: bool
+    stamp: int
+    state: PageState
 
 
 class PageReply(msgspec.Struct, frozen=True):

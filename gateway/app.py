@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -66,7 +65,11 @@ class Gateway:
         self.fallback = await Primary.open(
             self._url, name=f"gateway {self.index} reads", size=store.gateway_read_connections, statement_timeout_s=2.0
         )
-        self.client = ReplicaClient(lambda: hosts.list_hosts(self.primary), secret=self._wire_secret)
+        self.client = ReplicaClient(
+            lambda: hosts.list_hosts(self.primary),
+            secret=self._wire_secret,
+            max_page_bytes=self.settings.kept_page_bytes,
+        )
         await self.client.start()
         self.reads = Reads(
             self.client,

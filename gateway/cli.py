@@ -72,7 +72,9 @@ def serve(
     data: Data = _DATA,
     port: Annotated[int, typer.Option(help="Port of the gateway; 0 takes a free one.", min=0, max=65535)] = 8000,
     bind: Annotated[str, typer.Option("--bind", help="Address to listen on.")] = _BIND,
-    hosts: Annotated[int | None, typer.Option(help="Replica hosts (processes); half of the cores if left out.", min=0)] = None,
+    hosts: Annotated[
+        int | None, typer.Option(help="Replica hosts (processes); half of the cores if left out.", min=0)
+    ] = None,
     gateways: Annotated[int, typer.Option(help="Gateway processes on the one port.", min=1, max=64)] = 1,
 ) -> None:
     """Run everything on this machine: Postgres, Ray with its hosts, gateways."""

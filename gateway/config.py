@@ -32,6 +32,12 @@ class GatewaySettings(Settings):
     read_timeout_ms: int = Field(
         500, ge=10, le=60_000, description="longest wait for a replica before the primary is asked, in milliseconds"
     )
+    kept_page_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        le=2**36,
+        description="bytes of pages that a gateway keeps: a host still answers every read, without sending them again",
+    )
     access_log: Literal["all", "default", "off"] = Field(
         "default", description="default: writes, errors and reads over 100 ms; other reads are only counted"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import Final, Literal, NamedTuple
 
-from actors import Behind, CallError, Overloaded, ReplicaClient, Seeding
+from actors import Behind, CallError, Overloaded, PageState, ReplicaClient, Seeding
 from store.documents import Documents
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
@@ -86,7 +86,7 @@ class Reads:
         at = Bookmark(head.epoch, head.version)
         if at != floor:
             self.floors.raise_to(user, at)
-        return Read(at, head.age_s, "replica", head.query_hash, reply.body if head.found else None)
+        return Read(at, head.age_s, "replica", head.query_hash, None if head.state == PageState.MISSING else reply.body)
 
     async def _from_primary(self, user: str, encoded: bytes, floor: Bookmark | None, refusal: CallError) -> Read:
         if isinstance(refusal, Overloaded):

@@ -57,7 +57,7 @@ def make_middleware(metrics: GatewayMetrics, *, origins: tuple[str, ...], access
                 _allow(request, response, origins)
         seconds = time.perf_counter() - started
         resource = request.match_info.route.resource
-        route = resource.canonical if resource is not None else "unknown"
+        route = "unknown" if resource is None else resource.canonical
         status = response.status
         metrics.saw_request(request.method, route, status, seconds)
         if log_all or (not log_none and (status >= 400 or seconds > _SLOW_S or request.method not in ("GET", "HEAD"))):

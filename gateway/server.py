@@ -12,6 +12,7 @@ from aiohttp import web
 
 from gateway.app import Gateway, handler_options, make_app
 from gateway.config import GatewaySettings
+from gateway.hot import HotRunner
 from store.config import StoreSettings
 from store.errors import SettingError
 
@@ -42,7 +43,7 @@ async def serve_gateway(
     gateway = Gateway(
         data, primary_url=primary_url, store=store, settings=settings, wire_secret=wire_secret, index=index
     )
-    runner = web.AppRunner(make_app(gateway), shutdown_timeout=_SHUTDOWN_S, **handler_options())
+    runner = HotRunner(make_app(gateway), shutdown_timeout=_SHUTDOWN_S, **handler_options())
     await runner.setup()
     site: web.BaseSite
     if listening is not None:

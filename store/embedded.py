@@ -240,14 +240,14 @@ class EmbeddedPostgres:
         if len(os.fsencode(place / f".s.PGSQL.{_PORT}")) < _SOCKET_PATH_BYTES and "," not in str(place):
             place.mkdir(mode=0o700)
         else:
-            self._socket = Path(tempfile.mkdtemp(prefix="peruse-", dir="/tmp"))
+            self._socket = Path(tempfile.mkdtemp(prefix="peruse-pg-", dir="/tmp"))
             place.symlink_to(self._socket)  # the record by which a later start finds and removes it
         self._give(self._socket)
 
     def _remove_socket(self) -> None:
         place = self.folder / "socket"
         if place.is_symlink():
-            if place.readlink().match("/tmp/peruse-*"):  # noqa: S108
+            if place.readlink().match("/tmp/peruse-pg-*"):  # noqa: S108
                 shutil.rmtree(place.readlink(), ignore_errors=True)
             place.unlink()
         shutil.rmtree(place, ignore_errors=True)

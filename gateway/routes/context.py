@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
-from multidict import CIMultiDict
 
 from gateway.auth import Identity, need
 from gateway.errors import BadRequest
-from gateway.freshness import Read
+from gateway.page import etag_of, page_response
 from store.epoch import Bookmark
 from store.errors import InvalidQuery, NotFound
 from store.gallery import encode_query, parse_gallery_query
@@ -102,7 +101,7 @@ def bookmark_of(request: web.Request) -> Bookmark | None:
     return bookmark
 
 
-async def read_response(request: web.Request, user: str, encoded: bytes) -> web.Response:
+async def read_response(request: web.Request, user: str, encoded: bytes) -> web.StreamResponse:
     """Read, and say how fresh it is.
 
     Raises:
@@ -116,25 +115,8 @@ async def read_response(request: web.Request, user: str, encoded: bytes) -> web.
     gateway.metrics.saw_read(read.source)
     if read.body is None:
         raise NotFound("Image not found")
-    described = _describe(read)
-    if "If-None-Match" in headers and _matches(headers["If-None-Match"], described["ETag"]):
-        return web.Response(status=304, headers=described)
-    described["Content-Type"] = "application/json; charset=utf-8"
-    return web.Response(body=read.body, headers=described)
-
-
-def _describe(read: Read) -> CIMultiDict[str]:
-    position = f"{read.at.epoch}.{read.at.version}"
-    return CIMultiDict(
-        (
-            ("Peruse-Bookmark", position),
-            ("Peruse-Age", str(read.age_s)),
-            ("Peruse-Source", read.source),
-            ("ETag", f'"{position}.{read.hash}"'),
-            ("Cache-Control", "private, no-cache"),
-            ("Vary", "Authorization, Cookie"),
-        )
-    )
+    known = "If-None-Match" in headers and _matches(headers["If-None-Match"], etag_of(read))
+    return page_response(request, read, not_modified=known)
 
 
 def _matches(given: str, etag: str) -> bool:

@@ -36,13 +36,13 @@ __all__ = [
 _SYNC_S = 10.0
 
 
-async def list_images(request: web.Request) -> web.Response:
+async def list_images(request: web.Request) -> web.StreamResponse:
     """GET /api/images: one page of the caller's gallery, from their replica."""
     user = (await caller(request)).user
     return await read_response(request, user, gallery_query(request))
 
 
-async def get_image(request: web.Request) -> web.Response:
+async def get_image(request: web.Request) -> web.StreamResponse:
     """GET /api/images/{id}."""
     user = (await caller(request)).user
     no_parameters(request)

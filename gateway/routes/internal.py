@@ -10,7 +10,7 @@ from gateway.routes.context import gallery_query, read_response, service_for
 __all__ = ["list_images", "save_image", "sync"]
 
 
-async def list_images(request: web.Request) -> web.Response:
+async def list_images(request: web.Request) -> web.StreamResponse:
     """GET /internal/users/{user}/images: one page of the user's gallery."""
     user = await service_for(request)
     return await read_response(request, user, gallery_query(request))

@@ -106,7 +106,9 @@ class LocalObjects:
             for (key, _), temporary, path in zip(items, written, paths, strict=True):
                 with _writing(key):
                     for folder in (path.parent.parent, path.parent):
-                        folder.mkdir(mode=0o700, exist_ok=True)
+                        # If it is a file that has this name, the link tells so.
+                        with suppress(FileExistsError):
+                            folder.mkdir(mode=0o700)
                     os.link(temporary, path)
                 linked.append(path)
             with _writing(", ".join(key for key, _ in items)):

@@ -36,7 +36,11 @@ class PicturesBusy(PictureError):
 class PictureWorker:
     """An executor with a single process, started when first needed and again after it died."""
 
-    def __init__(self, *, time_limit_s: float, memory_limit_bytes: int) -> None:
+    def __init__(
+        self, warm_up: Callable[[], object], *, time_limit_s: float, memory_limit_bytes: int
+    ) -> None:
+        """`warm_up` runs once in each new process, outside of the time limit: it pays for the imports."""
+        self._warm_up: Final = warm_up
         self._time_limit_s: Final = time_limit_s
         self._memory_limit_bytes: Final = memory_limit_bytes
         self._executor: ProcessPoolExecutor | None = None
@@ -75,8 +79,10 @@ class PictureWorker:
         A process that died while it was idle is replaced here: that is not the picture's fault.
         """
         if self._executor is not None:
-            with suppress(BrokenProcessPool):
-                return self._executor.submit(call)
+            # The executor learns of a death on a thread of its own, a moment later than this asks.
+            if all(process.is_alive() for process in list(self._executor._processes.values())):
+                with suppress(BrokenProcessPool):
+                    return self._executor.submit(call)
             self.kill()
         executor = self._executor = ProcessPoolExecutor(
             1,
@@ -85,9 +91,8 @@ class PictureWorker:
             initargs=(os.getpid(), self._memory_limit_bytes),
         )
         try:
-            # Starting is kept out of the picture's time: importing takes longer than most pictures.
             async with asyncio.timeout(_START_LIMIT_S):
-                await asyncio.wrap_future(executor.submit(os.getpid))
+                await asyncio.wrap_future(executor.submit(self._warm_up))
             return executor.submit(call)
         except (BrokenProcessPool, OSError) as error:
             self.kill()

@@ -15,7 +15,14 @@ from contextlib import contextmanager
 from typing import Final
 
 import msgspec
-from PIL import Image, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from store.errors import BrokenPicture, PictureError, PictureTooLarge, UnsupportedPicture
 from store.objects.picture_worker import PicturesBusy, PictureWorker
@@ -26,7 +33,13 @@ __all__ = ["Picture", "PictureProcess", "PicturesBusy", "prepare", "sniff"]
 MAX_BYTES: Final = 20 * 2**20
 MAX_PIXELS: Final = 40_000_000
 
-_FORMATS: Final = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/avif": "AVIF"}
+# Named by their modules: Pillow would otherwise import its forty others in search of them.
+_FORMATS: Final = {
+    "image/png": PngImagePlugin.PngImageFile.format,
+    "image/jpeg": JpegImagePlugin.JpegImageFile.format,
+    "image/webp": WebPImagePlugin.WebPImageFile.format,
+    "image/avif": AvifImagePlugin.AvifImageFile.format,
+}
 
 
 class Picture(msgspec.Struct, frozen=True):
@@ -118,6 +131,11 @@ def _read(data: bytes, content_type: str, max_pixels: int) -> Picture:
     )
 
 
+def _warm_up() -> None:
+    """Loads what the first picture would have to wait for."""
+    webp(Image.new("RGB", (1, 1)))
+
+
 class PictureProcess:
     """`prepare` in worker processes, each with limits; belongs to the event loop it is first used in.
 
@@ -138,7 +156,7 @@ class PictureProcess:
         self._prepare = functools.partial(prepare, max_bytes=max_bytes, max_pixels=max_pixels)
         self._max_bytes, self._max_waiting, self._waiting = max_bytes, max_waiting, 0
         self._workers = [
-            PictureWorker(time_limit_s=time_limit_s, memory_limit_bytes=memory_limit_bytes)
+            PictureWorker(_warm_up, time_limit_s=time_limit_s, memory_limit_bytes=memory_limit_bytes)
             for _ in range(max_workers)
         ]
         # The last one used is the first one used again: workers are only started under load.

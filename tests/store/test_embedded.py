@@ -212,7 +212,7 @@ async def test_postgres_killed_hard_answers_again_with_what_was_committed(used_f
             assert 0 < float(str(fields["took_ms"])) < 5000
 
 
-async def test_a_busy_backend_of_the_dead_delays_the_restart_and_does_not_prevent_it(used_folder: Path) -> None:
+async def test_a_busy_backend_of_the_dead_only_delays_the_restart(used_folder: Path) -> None:
     """A backend that computes does not notice the death, and holds the shared memory until it is done."""
     async with running(used_folder) as postgres:
         assert postgres.pid

@@ -30,7 +30,7 @@ _Z_RLE: Final = 3
 
 
 def render(prompt: str, *, seed: int, width: int, height: int, watermark: str | None = None) -> bytes:
-    """Returns a PNG. The composition depends on prompt and seed alone, not on the size.
+    """Returns a PNG. Prompt, seed and proportions decide the composition; the size only its detail.
 
     `watermark` is written in the lower right corner; its font knows Latin letters.
 

@@ -2,9 +2,13 @@
 
 palettes.py  colours that go together, and the words that ask for them
 brushes.py   gradients, light, smooth masks, curves, grain
-land.py      ridges, dunes, forest, city
-sky.py       sea, orbits, aurora
-patterns.py  ribbons, glass, woven, blossom, paper
+land.py      ridges, dunes
+outlines.py  forest, city
+sky.py       sea, orbits
+aurora.py    northern lights
+glass.py     a window of coloured glass
+blossom.py   dahlias
+patterns.py  ribbons, woven, paper
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from PIL import Image
 
-from store.generation.scenes import blossom, glass, land, outlines, patterns, sky
+from store.generation.scenes import aurora, blossom, glass, land, outlines, patterns, sky
 from store.generation.scenes.brushes import Sheet, finished
 from store.generation.scenes.palettes import PALETTES, WORDS
 
@@ -51,7 +55,7 @@ SCENES: Final = (
     _scene(
         sky.orbits, "space planet galaxy universe moon star robot rocket astronaut atom ball globe", _DARK
     ),
-    _scene(sky.aurora, "aurora light night winter arctic ghost penguin magic", _DARK),
+    _scene(aurora.aurora, "aurora light night winter arctic ghost penguin magic", _DARK),
     _scene(patterns.ribbons, "dress silk dance music wind abstract hair scarf flag love energy motion"),
     _scene(glass.glass, "glass window church cathedral angel king queen stained sun saint wine"),
     _scene(patterns.woven, "ring basket rope knot chain net bicycle bike woven necklace wheel"),

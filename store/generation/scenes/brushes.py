@@ -26,6 +26,7 @@ __all__ = [
     "gradient",
     "softened",
     "stars",
+    "veil",
     "waves",
 ]
 
@@ -85,6 +86,11 @@ def gradient(size: tuple[int, int], *colours: Colour) -> Image.Image:
     strip = Image.new("RGB", (1, 48))
     strip.putdata(ramp(colours, 48))
     return strip.resize((1, size[1]), Image.Resampling.BICUBIC).resize(size, Image.Resampling.NEAREST)
+
+
+def veil(size: tuple[int, int], *levels: int) -> Image.Image:
+    """Returns a mask that goes through the levels from top to bottom."""
+    return gradient(size, *((level, level, level) for level in levels)).getchannel(0)
 
 
 def glow(

@@ -6,7 +6,7 @@ import math
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from store.generation.scenes.brushes import Point, Sheet, fade, field, glow, waves
+from store.generation.scenes.brushes import Point, Sheet, circle, fade, field, glow, waves
 from store.generation.scenes.palettes import Colour, mix, ramp
 
 __all__ = ["glass"]
@@ -43,18 +43,15 @@ def glass(sheet: Sheet) -> Image.Image:
     return image
 
 
-def _rays(sheet: Sheet, sun: Point) -> list[tuple[list[Point], Colour]]:
+def _rays(sheet: Sheet, sun: Point) -> list[_Pane]:
     """Returns panes in rings around the sun, every other one a ray."""
     palette, spokes = sheet.palette, 2 * sheet.whole(6, 10)
     a, b, c, d = palette.accents
     warm, cool = ramp((mix(palette.light, c, 0.5), c, b, a), 7), ramp((palette.sky[2], palette.sky[1], d), 7)
     turns = [(i + sheet.between(-0.22, 0.22)) / spokes * math.tau for i in range(spokes)]
     radius = sheet.unit * sheet.between(0.1, 0.16)
-    disc = [
-        (sun[0] + radius * math.cos(k / 20 * math.tau), sun[1] + radius * math.sin(k / 20 * math.tau))
-        for k in range(20)
-    ]
-    panes = []
+    disc = circle(sun, radius, 20)
+    panes: list[_Pane] = []
     for ring in range(7):
         outer = radius * sheet.between(1.5, 1.85)
         for i, start in enumerate(turns):
@@ -70,11 +67,11 @@ def _rays(sheet: Sheet, sun: Point) -> list[tuple[list[Point], Colour]]:
     return [*panes, (disc, mix(palette.light, c, 0.08))]
 
 
-def _hills(sheet: Sheet) -> list[tuple[list[Point], Colour]]:
+def _hills(sheet: Sheet) -> list[_Pane]:
     """Returns panes of three hills, far to near, cut where the glazier had to."""
     w, h = sheet.size
     soil = ramp((mix(sheet.palette.land[0], sheet.palette.accents[3], 0.4), *sheet.palette.land), 5)
-    panes = []
+    panes: list[_Pane] = []
     for hill in range(3):
         curve, foot = waves(sheet, 2, 0.6), h * 1.02
         level = h * (0.66 + 0.12 * hill)

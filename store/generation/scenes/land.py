@@ -1,9 +1,8 @@
-"""Land: ridges, dunes, a forest and a city, each in layers that fade into haze with distance."""
+"""Land: ridges and dunes, in layers that fade into haze with distance; and the sky above them."""
 
 from __future__ import annotations
 
 import math
-from typing import Final
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
@@ -11,10 +10,12 @@ from store.generation.scenes.brushes import (
     Point,
     Sheet,
     broken,
+    circle,
     field,
     glow,
     gradient,
     stars,
+    veil,
     waves,
 )
 from store.generation.scenes.palettes import Colour, mix
@@ -24,7 +25,7 @@ __all__ = ["depths", "dunes", "layer", "mirror", "ridges", "sky_with_sun"]
 
 def sky_with_sun(sheet: Sheet, horizon: float, *, low: bool = False) -> tuple[Image.Image, Point]:
     """Returns a sky with a sun or moon, streaks of cloud, stars when it is dark; and where the sun is."""
-    w, h, unit, palette = sheet.width, sheet.height, sheet.unit, sheet.palette
+    w, unit, palette = sheet.width, sheet.unit, sheet.palette
     image = Image.new("RGB", sheet.size, palette.sky[2])
     image.paste(gradient((w, max(2, round(horizon))), *palette.sky))
     if palette.is_dark:
@@ -36,11 +37,7 @@ def sky_with_sun(sheet: Sheet, horizon: float, *, low: bool = False) -> tuple[Im
     radius = unit * sheet.between(0.05, 0.11)
     glow(image, sun, radius * 7, palette.light, 0.55, 2.2)
     glow(image, sun, radius * 2.6, palette.light, 0.5, 1.6)
-    disc = [
-        (sun[0] + radius * math.cos(a / 64 * math.tau), sun[1] + radius * math.sin(a / 64 * math.tau))
-        for a in range(64)
-    ]
-    image.paste(palette.light, mask=sheet.mask(disc))
+    image.paste(palette.light, mask=sheet.mask(circle(sun, radius)))
     _clouds(sheet, image, horizon)
     return image, sun
 
@@ -51,11 +48,8 @@ def _clouds(sheet: Sheet, image: Image.Image, horizon: float) -> None:
     level = sheet.whole(118, 150)
     cover = patches.point([min(170, max(0, round((v - level) * 2.6))) for v in range(256)])
     shape = Image.new("L", sheet.size)
-    shape.paste(gradient((sheet.width, max(2, round(horizon))), *_CLOUD_HEIGHTS).getchannel(0))
+    shape.paste(veil((sheet.width, max(2, round(horizon))), 0, 90, 190, 210, 120))
     image.paste(mix(sheet.palette.light, sheet.palette.sky[2], 0.6), mask=ImageChops.multiply(cover, shape))
-
-
-_CLOUD_HEIGHTS: Final[tuple[Colour, ...]] = tuple((v, v, v) for v in (0, 90, 190, 210, 120))
 
 
 def layer(
@@ -141,18 +135,17 @@ def _shade(
     if sides:
         top = min(p[1] for p in line)
         foot = Image.new("L", sheet.size)
-        strip = gradient((w, max(2, round(depth * 1.7))), (235, 235, 235), (120, 120, 120), (0, 0, 0))
-        foot.paste(strip.getchannel(0), (0, round(top)))
+        foot.paste(veil((w, max(2, round(depth * 1.7))), 235, 120, 0), (0, round(top)))
         cover = ImageChops.multiply(ImageChops.multiply(sheet.mask(*sides), mask), foot)
         image.paste(mix(colour, sheet.palette.land[1], 0.38), mask=cover)
 
 
 def mirror(sheet: Sheet, image: Image.Image, shore: float) -> None:
+    """Turns what is below the shore into water: the picture above it upside down, blurred, with ripples."""
     w, h = sheet.size
     y = round(shore)
-    copy = (
-        image.crop((0, max(0, 2 * y - h), w, y)).transpose(Image.Transpose.FLIP_TOP_BOTTOM).resize((w, h - y))
-    )
+    above = image.crop((0, max(0, 2 * y - h), w, y))
+    copy = above.transpose(Image.Transpose.FLIP_TOP_BOTTOM).resize((w, h - y))
     copy = copy.filter(ImageFilter.BoxBlur((w / 400, h / 90)))
     tint = Image.new("RGB", copy.size, mix(sheet.palette.sky[0], sheet.palette.land[1], 0.5))
     image.paste(Image.blend(copy, tint, 0.22), (0, y))

@@ -86,6 +86,7 @@ def woven(sheet: Sheet) -> Image.Image:
     reach = math.ceil(1.2 * max(w, h) * 2 / step)
     rings: dict[tuple[int, int], tuple[Point, Colour]] = {}
     tint = field(sheet, 5, 5).resize((64, 64))
+    colours = ramp((*palette.accents, palette.accents[0]), 256)
     for j in range(-reach, reach + 1):
         for i in range(-reach, reach + 1):
             u, v = i + j * 0.5, j * 0.8660254
@@ -93,7 +94,6 @@ def woven(sheet: Sheet) -> Image.Image:
             if -radius < x < 2 * w + radius and -radius < y < 2 * h + radius:
                 seen = tint.getpixel((min(63, max(0, int(x / w * 32))), min(63, max(0, int(y / h * 32)))))
                 assert isinstance(seen, int | float)
-                colours = ramp((*palette.accents, palette.accents[0]), 256)
                 rings[i, j] = (x, y), colours[int(seen)]
     for centre, colour in rings.values():
         _ring(draw, sheet, centre, radius, width, colour, 0.0, math.tau, 40)

@@ -1,16 +1,26 @@
-"""Sky and water: an open sea, planets, northern lights."""
+"""Sky and water: an open sea, and planets."""
 
 from __future__ import annotations
 
 import math
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
-from store.generation.scenes.brushes import Point, Sheet, broken, fade, glow, gradient, stars, waves
-from store.generation.scenes.land import mirror, sky_with_sun
+from store.generation.scenes.brushes import (
+    Point,
+    Sheet,
+    broken,
+    circle,
+    fade,
+    glow,
+    gradient,
+    stars,
+    waves,
+)
+from store.generation.scenes.land import sky_with_sun
 from store.generation.scenes.palettes import Colour, mix
 
-__all__ = ["aurora", "orbits", "sea"]
+__all__ = ["orbits", "sea"]
 
 
 def sea(sheet: Sheet) -> Image.Image:
@@ -163,54 +173,5 @@ def _ball(
     face.paste(mix(sheet.palette.land[1], (0, 0, 0), 0.65), mask=shade)
     spot = side * (0.5 + 0.26 * math.cos(light)), side * (0.5 + 0.26 * math.sin(light))
     glow(face, spot, side * 0.5, sheet.palette.light, 0.4)
-    disc = Sheet(side, side, sheet.palette, sheet.dice).mask([
-        (side / 2 * (1 + math.cos(i / 48 * math.pi)), side / 2 * (1 + math.sin(i / 48 * math.pi))) for i in range(96)
-    ])  # fmt: skip
+    disc = Sheet(side, side, sheet.palette, sheet.dice).mask(circle((side / 2, side / 2), side / 2, 96))
     image.paste(face, (round(centre[0] - side / 2), round(centre[1] - side / 2)), disc)
-
-
-def aurora(sheet: Sheet) -> Image.Image:
-    """Curtains of light over hills at night, above their mirror in a lake."""
-    w, h, palette = sheet.width, sheet.height, sheet.palette
-    dark = mix(mix(palette.sky[0], palette.land[1], 0.55), (5, 8, 24), 0.55)
-    shore = h * sheet.between(0.7, 0.8)
-    image = gradient(sheet.size, mix(dark, (0, 0, 0), 0.35), dark, mix(dark, palette.accents[3], 0.45))
-    stars(sheet, image, 150, shore)
-    for index in range(sheet.whole(2, 3)):
-        low, high = palette.accents[index], palette.accents[(index + 1) % 4]
-        _curtain(sheet, image, shore * sheet.between(0.55, 0.82), mix(low, palette.light, 0.3), high)
-    for layer in range(2):
-        line = broken(sheet, [sheet.between(0, 1) for _ in range(6)], 0.5)
-        points = [
-            (i / (len(line) - 1) * w, shore - h * (0.11 - 0.06 * layer) * (v + 0.1))
-            for i, v in enumerate(line)
-        ]
-        colour = mix(dark, (2, 3, 10), 0.35 + 0.4 * layer)
-        image.paste(colour, mask=sheet.mask([(0, h + 1), *points, (w, h + 1)]))
-    mirror(sheet, image, shore)
-    return image
-
-
-def _curtain(sheet: Sheet, image: Image.Image, base: float, low: Colour, high: Colour) -> None:
-    """Makes a flat curtain of rays, then moves its columns up and down so that its foot follows a curve."""
-    w, h = sheet.size
-    rays = Image.frombytes("L", (48, 1), bytes(sheet.whole(20, 255) for _ in range(48)))
-    folds = Image.frombytes("L", (7, 1), bytes(sheet.whole(40, 255) for _ in range(7)))
-    bright = Image.blend(rays.resize((w, 1), 3), folds.resize((w, 1), 3), 0.6).resize(sheet.size, 0)
-    tall = max(4, round(base))
-    rise = gradient((w, tall), *((v, v, v) for v in (0, 10, 32, 72, 125, 190, 250))).getchannel(0)
-    shape = Image.new("L", sheet.size)
-    shape.paste(rise, (0, 0))
-    foot = gradient((w, max(2, h // 7)), *((v, v, v) for v in (250, 150, 60, 15, 0))).getchannel(0)
-    shape.paste(foot, (0, tall))
-    flat = ImageChops.multiply(bright, shape)
-    bend, slices = waves(sheet, 3, 1.4), 32
-    shift = [h * 0.07 * bend(i / slices) for i in range(slices + 1)]
-    edges = [round(i * w / slices) for i in range(slices + 1)]
-    mesh = [
-        ((a, 0, b, h), (a, dy, a, h + dy, b, h + ey, b, ey))
-        for a, b, dy, ey in zip(edges, edges[1:], shift, shift[1:], strict=False)
-        if b > a
-    ]
-    moved = flat.transform(sheet.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
-    image.paste(gradient(sheet.size, high, high, mix(high, low, 0.5), low, low), mask=fade(moved, 1.0))
