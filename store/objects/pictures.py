@@ -188,10 +188,9 @@ class PictureProcess:
         return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """Kills the workers and fails whoever waits, with PicturesBusy. May be called twice."""
+        """Ends the workers and fails whoever waits, with PicturesBusy. May be called twice."""
         self._is_closed = True
-        for worker in self._workers:
-            worker.kill()
+        await asyncio.gather(*(worker.close() for worker in self._workers))
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _work(self, worker: PictureWorker, data: bytes) -> Picture:

@@ -74,9 +74,17 @@ def webp(image: Image.Image) -> bytes:
 
 
 def placeholder(image: Image.Image) -> str:
-    """Returns the thumbhash in base64."""
-    small = image.resize(fit(*image.size, _PLACEHOLDER_PX), Image.Resampling.BOX).convert("RGBA")
-    return base64.b64encode(bytes(thumbhash.rgba_to_thumb_hash(*small.size, small.tobytes()))).decode()
+    """Returns the thumbhash in base64. What is transparent takes the average colour of the rest.
+
+    The format knows transparency, but thumbhash 0.1.2 raises TypeError for each picture that has some.
+    """
+    small = image.resize(fit(*image.size, _PLACEHOLDER_PX), Image.Resampling.BOX)
+    if small.mode == "RGBA":
+        average = small.resize((1, 1), Image.Resampling.BOX).convert("RGB").resize(small.size)
+        average.paste(small, mask=small)
+        small = average
+    opaque = small.convert("RGBA").tobytes()
+    return base64.b64encode(bytes(thumbhash.rgba_to_thumb_hash(*small.size, opaque))).decode()
 
 
 def _srgb(image: Image.Image, profile: bytes) -> Image.Image:
@@ -84,8 +92,6 @@ def _srgb(image: Image.Image, profile: bytes) -> Image.Image:
     if image.mode in ("RGB", "CMYK"):
         with suppress(ImageCms.PyCMSError, OSError):
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(
-                image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
-            return converted or image
+            target = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, source, target, outputMode="RGB") or image
     return image

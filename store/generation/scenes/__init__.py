@@ -39,22 +39,20 @@ class Scene(NamedTuple):
 
 
 def _scene(
-    draw: Callable[[Sheet], Image.Image], words: str, palettes: tuple[str, ...] = tuple(PALETTES)
+    draw: Callable[[Sheet], Image.Image],
+    words: str,
+    palettes: tuple[str, ...] = tuple(PALETTES),
 ) -> Scene:
     return Scene(draw, frozenset(words.split()), palettes)
 
 
 SCENES: Final = (
-    _scene(
-        land.ridges, "mountain hill cliff canyon valley lake waterfall volcano eagle goat road train bridge"
-    ),
+    _scene(land.ridges, "mountain hill cliff canyon valley lake waterfall volcano eagle goat road train"),
     _scene(land.dunes, "desert sand dune camel pyramid sphinx egypt cactus lizard snake beach"),
     _scene(outlines.forest, "forest tree jungle wood park deer bear owl fox wolf squirrel camp panda leaf"),
     _scene(outlines.city, "city skyscraper tower town skyline office bus traffic taxi apartment"),
     _scene(sky.sea, "sea ocean water river beach boat ship fish whale shark wave harbor sail dolphin island"),
-    _scene(
-        sky.orbits, "space planet galaxy universe moon star robot rocket astronaut atom ball globe", _DARK
-    ),
+    _scene(sky.orbits, "space planet galaxy universe moon star robot rocket astronaut atom ball", _DARK),
     _scene(aurora.aurora, "aurora light night winter arctic ghost penguin magic", _DARK),
     _scene(patterns.ribbons, "dress silk dance music wind abstract hair scarf flag love energy motion"),
     _scene(glass.glass, "glass window church cathedral angel king queen stained sun saint wine"),

@@ -23,10 +23,8 @@ def aurora(sheet: Sheet) -> Image.Image:
         _curtain(sheet, image, shore * sheet.between(0.55, 0.82), mix(low, palette.light, 0.3), high)
     for layer in range(2):
         line = broken(sheet, [sheet.between(0, 1) for _ in range(6)], 0.5)
-        points = [
-            (i / (len(line) - 1) * w, shore - h * (0.11 - 0.06 * layer) * (v + 0.1))
-            for i, v in enumerate(line)
-        ]
+        step, rise = w / (len(line) - 1), h * (0.11 - 0.06 * layer)
+        points = [(i * step, shore - rise * (v + 0.1)) for i, v in enumerate(line)]
         colour = mix(dark, (2, 3, 10), 0.35 + 0.4 * layer)
         image.paste(colour, mask=sheet.mask([(0, h + 1), *points, (w, h + 1)]))
     mirror(sheet, image, shore)

@@ -45,9 +45,8 @@ def _leaves(sheet: Sheet, draw: ImageDraw.ImageDraw, centre: Point, radius: floa
     for index in range(7):
         angle = turn + (index + sheet.between(0, 0.6)) / 7 * math.tau
         for scale, tone in ((1.0, mix(colour, sheet.palette.land[1], 0.6)), (0.9, colour)):
-            draw.polygon(
-                _petal(centre, angle, radius * 1.25, radius, radius * 0.36 * scale, scale), fill=tone
-            )
+            leaf = _petal(centre, angle, radius * 1.25, radius, radius * 0.36 * scale, scale)
+            draw.polygon(leaf, fill=tone)
 
 
 def _dahlia(
@@ -72,7 +71,12 @@ def _dahlia(
 
 
 def _petal(
-    centre: Point, angle: float, reach: float, length: float, wide: float, scale: float
+    centre: Point,
+    angle: float,
+    reach: float,
+    length: float,
+    wide: float,
+    scale: float,
 ) -> list[Point]:
     cos, sin = math.cos(angle), math.sin(angle)
     points = []

@@ -94,7 +94,12 @@ def veil(size: tuple[int, int], *levels: int) -> Image.Image:
 
 
 def glow(
-    image: Image.Image, centre: Point, radius: float, colour: Colour, strength: float, power: float = 2
+    image: Image.Image,
+    centre: Point,
+    radius: float,
+    colour: Colour,
+    strength: float,
+    power: float = 2,
 ) -> None:
     """Lays light over the image, strongest at the centre and gone at the radius."""
     side = max(2, round(2 * radius))
@@ -139,7 +144,11 @@ def field(sheet: Sheet, columns: int, rows: int) -> Image.Image:
 
 
 def broken(
-    sheet: Sheet, line: list[float], roughness: float, reach: float = 0.5, halvings: int = 5
+    sheet: Sheet,
+    line: list[float],
+    roughness: float,
+    reach: float = 0.5,
+    halvings: int = 5,
 ) -> list[float]:
     """Returns the line with each span halved and its middle displaced, again and again."""
     for _ in range(halvings):

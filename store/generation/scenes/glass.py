@@ -22,14 +22,12 @@ def glass(sheet: Sheet) -> Image.Image:
     sun = w * sheet.between(0.25, 0.75), h * sheet.between(0.25, 0.5)
     for cell, colour in (*_rays(sheet, sun), *_hills(sheet)):
         x, y = sum(p[0] for p in cell) / len(cell), sum(p[1] for p in cell) / len(cell)
-        colour = mix(
-            colour, palette.light if sheet.dice.random() < 0.5 else palette.land[1], sheet.between(0, 0.2)
-        )
+        flaw = palette.light if sheet.dice.random() < 0.5 else palette.land[1]
+        colour = mix(colour, flaw, sheet.between(0, 0.2))
         for inset, t in ((0.0, 0.0), (0.22, 0.1), (0.5, 0.22)):
             tone = mix(mix(colour, palette.land[1], 0.06), palette.light, t)
-            draw.polygon(
-                [(2 * (px + (x - px) * inset), 2 * (py + (y - py) * inset)) for px, py in cell], fill=tone
-            )
+            smaller = [(2 * (px + (x - px) * inset), 2 * (py + (y - py) * inset)) for px, py in cell]
+            draw.polygon(smaller, fill=tone)
         edge = [(2 * px, 2 * py) for px, py in (*cell, cell[0], cell[1])]
         lead.polygon(edge, fill=0)
         lead.line(edge, fill=255, width=max(2, round(unit * 0.015)), joint="curve")
@@ -80,8 +78,7 @@ def _hills(sheet: Sheet) -> list[_Pane]:
             right, after = x + w * sheet.between(0.12, 0.3), w * sheet.between(-0.06, 0.06)
             steps = [x + (right - x) * k / 6 for k in range(7)]
             top = [(p, level - h * 0.06 * curve(p / w)) for p in steps]
-            panes.append(
-                ([*top, (right + after, foot), (x + lean, foot)], mix(soil[hill + 1], sheet.accent(), 0.16))
-            )
+            colour = mix(soil[hill + 1], sheet.accent(), 0.16)
+            panes.append(([*top, (right + after, foot), (x + lean, foot)], colour))
             x, lean = right, after
     return panes

@@ -53,7 +53,12 @@ def _clouds(sheet: Sheet, image: Image.Image, horizon: float) -> None:
 
 
 def layer(
-    sheet: Sheet, image: Image.Image, mask: Image.Image, top: float, colour: Colour, haze: Colour
+    sheet: Sheet,
+    image: Image.Image,
+    mask: Image.Image,
+    top: float,
+    colour: Colour,
+    haze: Colour,
 ) -> None:
     """Fills the mask: full colour at the top, mist at its foot."""
     foot = max(2, sheet.height - round(top))
@@ -89,9 +94,8 @@ def ridges(sheet: Sheet) -> Image.Image:
         peaks = [sheet.between(0.2, 1.2) * (-1) ** (i + sheet.whole(0, 1)) for i in range(sheet.whole(4, 7))]
         heights = broken(sheet, peaks, roughness)
         step = 1.1 * w / (len(heights) - 1)
-        points = [
-            (i * step - 0.05 * w, y - h * steep * (1 - 0.5 * t) * (0.3 + v)) for i, v in enumerate(heights)
-        ]
+        rise = h * steep * (1 - 0.5 * t)
+        points = [(i * step - 0.05 * w, y - rise * (0.3 + v)) for i, v in enumerate(heights)]
         mask = sheet.mask([(-0.05 * w, h * 1.01), *points, (w * 1.05, h * 1.01)])
         layer(sheet, image, mask, min(p[1] for p in points), colour, haze)
         _shade(sheet, image, mask, points, sun, colour, reach=14, depth=h * steep * 1.5, jag=0.012)
@@ -154,9 +158,8 @@ def mirror(sheet: Sheet, image: Image.Image, shore: float) -> None:
         t = sheet.dice.random() ** 1.6
         x, length = sheet.between(-0.1, 1) * w, w * sheet.between(0.03, 0.16) * (0.3 + t)
         at, thick = y + 1 + (h - y) * t, h * 0.0012 * (1 + 2 * t)
-        draw.ellipse(
-            (x, at - thick, x + length, at + thick), fill=(*sheet.palette.light, sheet.whole(14, 46))
-        )
+        fill = (*sheet.palette.light, sheet.whole(14, 46))
+        draw.ellipse((x, at - thick, x + length, at + thick), fill=fill)
 
 
 def dunes(sheet: Sheet) -> Image.Image:
@@ -168,9 +171,8 @@ def dunes(sheet: Sheet) -> Image.Image:
     for t, y, colour, haze in depths(sheet, layers, horizon * 1.05)[: layers - 1]:
         curve = waves(sheet, 2, sheet.between(0.6, 1.4))
         swell = h * (0.03 + 0.07 * t)
-        points = [
-            (w * (i / 80 * 1.2 - 0.1), y - swell * (1 - 2 * abs(curve(i / 80)) ** 0.8)) for i in range(81)
-        ]
+        heights = [1 - 2 * abs(curve(i / 80)) ** 0.8 for i in range(81)]
+        points = [(w * (i / 80 * 1.2 - 0.1), y - swell * v) for i, v in enumerate(heights)]
         mask = sheet.mask([(-w, h + 1), *points, (2 * w, h + 1)])
         lit = mix(colour, sheet.palette.light, 0.3 * (1 - t) + 0.06)
         layer(sheet, image, mask, min(p[1] for p in points), lit, mix(lit, haze, 0.3))

@@ -76,9 +76,8 @@ def _drop(sheet: Sheet, image: Image.Image, mask: Image.Image, strength: float) 
 def woven(sheet: Sheet) -> Image.Image:
     """Rings that go over and under each other."""
     w, h, palette = sheet.width, sheet.height, sheet.palette
-    image = gradient(
-        (w * 2, h * 2), *(mix(c, palette.land[1], 0.5 if palette.is_dark else 0.05) for c in palette.sky)
-    )
+    dim = 0.5 if palette.is_dark else 0.05
+    image = gradient((w * 2, h * 2), *(mix(colour, palette.land[1], dim) for colour in palette.sky))
     draw = ImageDraw.Draw(image)
     step, turn = 2 * math.sqrt(w * h) * sheet.between(0.2, 0.34), sheet.between(0, math.pi / 3)
     radius, width = step * 0.66, step * 0.13
@@ -128,14 +127,9 @@ def _ring(
     ):
         middle, half = radius - offset * width, thick * width / 2
         turns = [start + (end - start) * k / steps for k in range(steps + 1)]
-        outer = [
-            (centre[0] + (middle + half) * math.cos(a), centre[1] + (middle + half) * math.sin(a))
-            for a in turns
-        ]
-        inner = [
-            (centre[0] + (middle - half) * math.cos(a), centre[1] + (middle - half) * math.sin(a))
-            for a in turns
-        ]
+        far, near = middle + half, middle - half
+        outer = [(centre[0] + far * math.cos(a), centre[1] + far * math.sin(a)) for a in turns]
+        inner = [(centre[0] + near * math.cos(a), centre[1] + near * math.sin(a)) for a in turns]
         for k in range(steps):
             draw.polygon((outer[k], outer[k + 1], inner[k + 1], inner[k]), fill=tone)
 
@@ -157,7 +151,6 @@ def paper(sheet: Sheet) -> Image.Image:
         level = 20 + 215 * (layer + 0.5) / layers
         mask = plane.point(lambda v, k=edge, c=level: v * k + (127.5 - c * k)).convert("L")
         _drop(sheet, image, mask, 0.55)
-        image.paste(
-            gradient(sheet.size, mix(colours[layer + 1], palette.light, 0.12), colours[layer + 1]), mask=mask
-        )
+        colour = colours[layer + 1]
+        image.paste(gradient(sheet.size, mix(colour, palette.light, 0.12), colour), mask=mask)
     return image

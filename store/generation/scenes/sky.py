@@ -70,9 +70,8 @@ def _sail(sheet: Sheet, image: Image.Image, horizon: float) -> None:
     def at(*corners: Point) -> list[Point]:
         return [(x + size * dx, y + size * dy) for dx, dy in corners]
 
-    image.paste(
-        sheet.palette.land[1], mask=sheet.mask(at((-0.55, -0.1), (0.6, -0.1), (0.4, 0.1), (-0.4, 0.1)))
-    )
+    hull = at((-0.55, -0.1), (0.6, -0.1), (0.4, 0.1), (-0.4, 0.1))
+    image.paste(sheet.palette.land[1], mask=sheet.mask(hull))
     sails = at((0, -1.5), (0, -0.2), (0.55, -0.2)), at((-0.06, -1.3), (-0.06, -0.2), (-0.45, -0.2))
     image.paste(mix(sheet.palette.light, sheet.palette.accents[0], 0.15), mask=sheet.mask(*sails))
 
@@ -114,9 +113,8 @@ def orbits(sheet: Sheet) -> Image.Image:
 def _loop(centre: Point, reach: float, flat: float, tilt: float) -> list[Point]:
     """Returns 97 points around an ellipse, the last as the first; from point 48 on they are in front."""
     cos, sin = math.cos(tilt), math.sin(tilt)
-    level = [
-        (reach * math.cos(i / 48 * math.pi), -reach * flat * math.sin(i / 48 * math.pi)) for i in range(97)
-    ]
+    turns = [i / 48 * math.pi for i in range(97)]
+    level = [(reach * math.cos(a), -reach * flat * math.sin(a)) for a in turns]
     return [(centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos) for x, y in level]
 
 

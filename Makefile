@@ -1,0 +1,42 @@
+# make run | test | check | faults | bench | bench-quick | lock
+PYTHON ?= python3
+BIN := .venv/bin
+DATA ?= .peruse
+
+.PHONY: run test check faults bench bench-quick lock clean
+
+run: .venv/installed
+	$(BIN)/peruse serve --data $(DATA)
+
+test: check
+	$(BIN)/pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+faults: .venv/installed
+	$(BIN)/pytest -m faults
+
+bench: .venv/installed
+	$(BIN)/python -m tests.bench
+
+bench-quick: .venv/installed
+	$(BIN)/python -m tests.bench --quick
+
+# Everything with hashes, then ourselves; the stamp is written last, so that a broken install is done again.
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "Peruse needs Python 3.11 to 3.14, this is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+lock:
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv bench-out

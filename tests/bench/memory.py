@@ -1,0 +1,42 @@
+"""Memory: what a host grows by for each active user, and how long it takes to make them active."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from tests.bench.client import Target, activate, bearer, scrape
+from tests.bench.result import BenchError, Line, at_most
+
+__all__ = ["IDLE_S", "measure_memory"]
+
+#: So long no replica may be closed for being idle: all have to be open at the end.
+IDLE_S: Final = 600
+_SECTION: Final = "memory"
+_AT_ONCE: Final = 8
+_RESIDENT: Final = "peruse_host_resident_bytes"
+_ACTIVE: Final = "peruse_host_active"
+_KEPT: Final = "peruse_host_kept_bytes"
+
+
+async def measure_memory(url: str, service_token: str, warm: list[str], users: list[str]) -> list[Line]:
+    """Open the replicas of `users`, with a first page kept of each. `warm` are opened before the first look."""
+    await activate(url, _targets(warm, service_token))
+    before = await scrape(url)
+    started = time.monotonic()
+    await activate(url, _targets(users, service_token), at_once=_AT_ONCE)
+    took_s = time.monotonic() - started
+    after = await scrape(url)
+    grown, active, kept = (after.value(name) - before.value(name) for name in (_RESIDENT, _ACTIVE, _KEPT))
+    if active != len(users):
+        raise BenchError(f"{active:.0f} replicas were opened for {len(users)} users")
+    note = f"{len(users):,} users of 50 images, {_AT_ONCE} readers at once, seeds included"
+    return [
+        Line(_SECTION, "resident memory per active user", "KB", [grown / active / 1000], at_most(250)),
+        Line(_SECTION, "  of which the kept page", "KB", [kept / active / 1000]),
+        Line(_SECTION, "to make all of them active", "s", [took_s], note=note),
+    ]
+
+
+def _targets(users: list[str], service_token: str) -> list[Target]:
+    return [Target(f"/internal/users/{user}/images", bearer(service_token)) for user in users]
