@@ -33,6 +33,8 @@ log = structlog.get_logger()
 
 #: Waiting seeds beyond this are refused at once: the queue would outlive its readers.
 _MAX_WAITING_SEEDS = 10_000
+#: Between a seed that failed and the next one of the same user.
+_SEED_PAUSE_S = 0.5
 
 
 class Answer(NamedTuple):
@@ -228,6 +230,14 @@ class Replicas:
         task.add_done_callback(lambda done: self._seed_ended(user, done))
 
     async def _seed(self, user: str) -> None:
+        try:
+            await self._seed_now(user)
+        except Exception:
+            # Readers would start the next one at once: a primary or a disk in trouble gets a moment in between.
+            await asyncio.sleep(_SEED_PAUSE_S)
+            raise
+
+    async def _seed_now(self, user: str) -> None:
         async with self._seed_slots:
             started_at, started_wall = self._clock.monotonic(), self._clock.wall()
             path = self._folder.next_path(user)

@@ -64,6 +64,8 @@ class Child:
                 log.warning("child.killed", child=self.name, after_s=timeout_s)
                 process.kill()
                 await process.wait()
+        if process is not None:
+            _end_session(process.pid)
         self._pid_path.unlink(missing_ok=True)
 
     async def _spawn(self) -> None:
@@ -89,6 +91,7 @@ class Child:
             assert self._process is not None
             started_at = time.monotonic()
             code = await self._process.wait()
+            _end_session(self._process.pid)
             self.restarts += 1
             if time.monotonic() - started_at > _STEADY_S:
                 pause_s = _FIRST_PAUSE_S
@@ -108,12 +111,29 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat after the command's name; empty when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 def _start_time(pid: int) -> str:
     """When `pid` was started, in clock ticks since boot: with it, a pid names one process for ever."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    fields = _stat(pid)
+    return fields[19] if fields else ""
+
+
+def _end_session(leader: int) -> None:
+    """End what a child, which led a session of its own, has started and left behind: Ray's agents outlive it."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(entry.name))
+        if fields and int(fields[3]) == leader:
+            try:
+                os.kill(int(entry.name), signal.SIGKILL)
+            except ProcessLookupError:
+                pass
 
 
 def end_leftovers(run: Path, *, timeout_s: float = 5.0) -> list[str]:
@@ -130,5 +150,7 @@ def end_leftovers(run: Path, *, timeout_s: float = 5.0) -> list[str]:
                     os.kill(int(pid), signal.SIGKILL)
                     deadline += timeout_s
                 time.sleep(0.02)
+        if pid.isdigit():
+            _end_session(int(pid))
         path.unlink(missing_ok=True)
     return ended

@@ -14,6 +14,7 @@ StoreError
 │   ├── UnsupportedPicture  not one of PNG, JPEG, WebP, AVIF
 │   ├── BrokenPicture       truncated, corrupt, animated or unreadable
 │   └── PictureTooLarge     more bytes or pixels than the limit
+├── PicturesBusy            as many pictures wait to be looked at as may
 └── ObjectError             an object in the store
     ├── ObjectMissing       no object has this key
     └── ObjectExists        an object already has this key
@@ -34,6 +35,7 @@ __all__ = [
     "ObjectMissing",
     "PictureError",
     "PictureTooLarge",
+    "PicturesBusy",
     "PrimaryUnavailable",
     "SettingError",
     "StoreError",
@@ -107,6 +109,10 @@ class BrokenPicture(PictureError):
 
 class PictureTooLarge(PictureError):
     """Raised when a picture has more bytes or pixels than the limit."""
+
+
+class PicturesBusy(StoreError):
+    """Raised when no more pictures can be taken now: too many wait, or the process that reads them is gone."""
 
 
 class ObjectError(StoreError):

@@ -125,7 +125,7 @@ class Primary:
             raise PrimaryUnavailable(_reason(error)) from error
 
     async def fetch(self, sql: str, *parameters: Any) -> list[asyncpg.Record]:
-        """Rows of one read-only statement; tried once more when its connection turns out to be dead."""
+        """Rows of one statement that may run twice: it is tried again when its connection turns out to be dead."""
         try:
             return await self._fetch(sql, parameters)
         except PrimaryUnavailable as error:

@@ -54,6 +54,10 @@ class Served:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it; answers its exit code."""
         self.process.send_signal(number)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Its exit code, once it has one."""
         code = self.process.wait(timeout=20)
         assert self.process.stdout is not None
         self.process.stdout.close()

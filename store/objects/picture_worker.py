@@ -17,9 +17,9 @@ from typing import Final, TypeVar
 
 from PIL import AvifImagePlugin
 
-from store.errors import BrokenPicture, PictureError
+from store.errors import BrokenPicture, PicturesBusy
 
-__all__ = ["PictureWorker", "PicturesBusy"]
+__all__ = ["PictureWorker"]
 
 _START_LIMIT_S: Final = 60.0
 """A start takes 0.2 s; on a machine that swaps, or under a debugger, it may take much longer."""
@@ -27,10 +27,6 @@ _START_LIMIT_S: Final = 60.0
 _PR_SET_PDEATHSIG: Final = 1
 
 _Result = TypeVar("_Result")
-
-
-class PicturesBusy(PictureError):
-    """Raised when too many pictures wait already, or none can be read now. The bytes may be fine."""
 
 
 class PictureWorker:

@@ -24,11 +24,11 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from store.errors import BrokenPicture, PictureError, PictureTooLarge, UnsupportedPicture
-from store.objects.picture_worker import PicturesBusy, PictureWorker
+from store.errors import BrokenPicture, PictureError, PicturesBusy, PictureTooLarge, UnsupportedPicture
+from store.objects.picture_worker import PictureWorker
 from store.objects.thumbs import THUMB_PX, fit, orientation_of, placeholder, thumb_of, webp
 
-__all__ = ["Picture", "PictureProcess", "PicturesBusy", "prepare", "sniff"]
+__all__ = ["Picture", "PictureProcess", "prepare", "sniff"]
 
 MAX_BYTES: Final = 20 * 2**20
 MAX_PIXELS: Final = 40_000_000

@@ -136,20 +136,18 @@ class History:
 
     async def write(self, users: list[str], work: Callable[[Connection], Awaitable[Any]]) -> Any:
         """Do `work`, which concerns `users`, in one transaction."""
-        recorded: dict[tuple[str, Bookmark], list[tuple[Any, ...]]] = {}
 
         async def recorded_work(connection: Connection) -> Any:
             result = await work(connection)
-            recorded.clear()
-            for user in users:  # the first call stamps all of them, and nobody passes until we have committed
+            # The first flush stamps all of them, and nobody passes until we have committed: should that fail,
+            # whoever gets the same version writes down another state.
+            for user in users:
                 row = await connection.fetchrow("select epoch, version from sync_flush($1)", user)
                 rows = [tuple(r) for r in await connection.fetch(self._SQL, user)]
-                recorded[user, Bookmark(row["epoch"], row["version"])] = rows
+                self._seen[user, Bookmark(row["epoch"], row["version"])] = rows
             return result
 
-        result, bookmark = await self.primary.write(users[0], recorded_work)
-        self._seen.update(recorded)
-        return result, bookmark
+        return await self.primary.write(users[0], recorded_work)
 
     def check(self, user: str, answer: Answer) -> None:
         """Fail unless the answer is exactly what `user` had at the version it names."""

@@ -379,9 +379,11 @@ def test_a_live_file_cannot_be_opened_twice(replica: Replica, path: Path) -> Non
     script = f"import sqlite3; print(*sqlite3.connect({str(path)!r}, timeout=0).execute('select 1 from images'))"
 
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    started = time.monotonic()
     with pytest.raises(ReplicaBroken, match="locked"):
         Replica.open(path, "ana", VERSION)
 
+    assert time.monotonic() - started < 1, "opening waited for the lock, and every user of the host with it"
     assert "database is locked" in other.stderr
     assert other.stdout == ""
     replica.apply(cursor_at(2), [image(2, "two")])

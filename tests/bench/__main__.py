@@ -91,7 +91,7 @@ def _measure(folder: Path, stack: ExitStack, plan: Plan) -> tuple[list[Line], di
     instance.set("host_idle_s", str(IDLE_S))
     again_s = instance.start()
     _say(f"{plan.active_users} users become active")
-    service = instance.token("bench", service=True)
+    service = instance.token("bench", role="service")
     lines += uvloop.run(measure_memory(instance.url, service, warm, many))
     _say("stopping")
     return [

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -14,11 +15,14 @@ __all__ = ["describe"]
 
 _PACKAGES: Final = ("peruse", "aiohttp", "asyncpg", "uvloop", "ray", "msgspec", "pillow")
 
+_STEPS: Final = 1_000_000
+
 
 def describe(*, postgres: str) -> dict[str, str]:
     """What to write beside the numbers, by name."""
     return {
         "CPU": f"{_from('/proc/cpuinfo', 'model name') or platform.processor()}, {_cores()}",
+        "one core": _core_speed(),
         "memory": _from("/proc/meminfo", "MemTotal"),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -27,6 +31,17 @@ def describe(*, postgres: str) -> dict[str, str]:
         "packages": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
         "load before": ", ".join(f"{value:.2f}" for value in os.getloadavg()) + " (1, 5, 15 min; nothing is pinned)",
     }
+
+
+def _core_speed() -> str:
+    """A yardstick for other machines, and for this one at another hour: the best of five short loops."""
+    best_s = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        for _ in range(_STEPS):
+            pass
+        best_s = min(best_s, time.perf_counter() - started)
+    return f"{best_s / _STEPS * 1e9:.1f} ns per step of an empty Python loop"
 
 
 def _cores() -> str:

@@ -25,10 +25,10 @@ def table(lines: Sequence[Line], machine: Mapping[str, str], *, plan: str, took_
     widths = [max(len(row[n]) for row in rows) for n in range(6)]
     out = [f"{name + ':':<13}{text}" for name, text in machine.items()]
     section = ""
-    for row, line in zip(rows, [None, *lines], strict=True):
-        if line is not None and line.section != section:
-            section = line.section
-            out.append(f"{section}")
+    for row, of in zip(rows, ["", *(line.section for line in lines)], strict=True):
+        if of != section:
+            section = of
+            out.append(section)
         name, value, unit, span, goal, verdict, note = row
         out.append(
             f"  {name:<{widths[0]}}  {value:>{widths[1]}} {unit:<{widths[2]}}  {span:<{widths[3]}}  "

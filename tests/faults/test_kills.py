@@ -214,8 +214,7 @@ async def test_everything_is_killed(open_folder: Path) -> None:
         load = Load(client, await _ids(client))
         async with load:
             await load.goes_on()
-            first.process.kill()
-            first.process.wait(timeout=10)
+            first.stop(signal.SIGKILL)
 
     async def nothing_left() -> bool:
         return processes_of(data) == []

@@ -133,6 +133,26 @@ def _is_postgres(pid: int) -> bool:
     return exe.endswith("/postgres")
 
 
+def test_nothing_listens_beyond_this_machine(served: Served) -> None:
+    """Every TCP port of every process of the instance, Ray's too, is on a loopback address."""
+    ours = set()
+    for pid in processes_of(served.data):
+        for handle in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                ours.add(os.readlink(handle))
+            except OSError:
+                continue
+    listening = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in ours:
+                listening.append(local.split(":")[0])
+    assert len(listening) > 5
+    # 127.0.0.1, and the same as IPv6 writes it; words are in the machine's byte order.
+    assert set(listening) <= {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
+
+
 def test_a_second_instance_on_the_folder_is_refused(served: Served) -> None:
     """One line that says who has it, and exit code 2."""
     done = peruse("serve", "--port", "0", data=served.data, check=False)

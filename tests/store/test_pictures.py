@@ -21,8 +21,8 @@ import pytest
 import thumbhash
 from PIL import Image, ImageCms, PngImagePlugin
 
-from store.errors import BrokenPicture, PictureError, PictureTooLarge, UnsupportedPicture
-from store.objects.pictures import Picture, PictureProcess, PicturesBusy, prepare
+from store.errors import BrokenPicture, PictureError, PicturesBusy, PictureTooLarge, UnsupportedPicture
+from store.objects.pictures import Picture, PictureProcess, prepare
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/avif": "AVIF"}
 RED, BLUE = (220, 20, 20), (20, 20, 220)

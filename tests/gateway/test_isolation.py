@@ -1,0 +1,347 @@
+"""Two users, every route: no byte of one is ever shown to the other.
+
+Each user's rows and files carry a canary, which no reply to the other may hold. The table of cases has a line for
+every route that the gateway has: a new route fails here until it has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+import sqlite3
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+from aiohttp import web
+
+from gateway.routes import add_routes
+from tests.gateway.asking import form, ids_of, picture, replica_of
+from tests.world import Reply, World, until
+
+_SECRET: Final = secrets.token_bytes(16)
+
+
+def _routes() -> list[tuple[str, str]]:
+    app = web.Application()
+    add_routes(app)
+    return sorted({(route.method, route.resource.canonical) for route in app.router.routes() if route.resource})
+
+
+ROUTES: Final = _routes()
+
+
+class Person(NamedTuple):
+    """A user with images of every state, all marked with `canary`; `ids` and `keys` by state."""
+
+    name: str
+    canary: str
+    ids: dict[str, str]
+    keys: dict[str, str]
+
+
+_STATES: Final = {
+    "open": {},
+    "public": {"visibility": "public"},
+    "trashed": {"trashed_at": True},
+    "pending": {"moderation": "pending"},
+}
+
+
+def canary_of(name: str) -> str:
+    return hmac.new(_SECRET, name.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+async def person(world: World, name: str) -> Person:
+    """`name` with one image of each state, and its files."""
+    canary = canary_of(name)
+    ids, keys = {}, {}
+    for number, (state, columns) in enumerate(_STATES.items()):
+        key = f"generated/{canary}/{number:013d}-{secrets.token_hex(16)}"
+        await world.write(name, lambda c, key=key, columns=columns: _insert(c, name, canary, key, columns))
+        (row,) = await world.gateway.primary.fetch("select id from images where object_key = $1", f"{key}.png")
+        ids[state], keys[state] = str(row["id"]), f"{key}.png"
+        for path in (f"{key}.png", f"{key}.thumb.webp"):
+            file = world.data / "objects" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(picture("PNG") + canary.encode())
+    await world.write(name, lambda c: _others(c, name, canary))
+    return Person(name, canary, ids, keys)
+
+
+async def _insert(connection, name: str, canary: str, key: str, columns: dict) -> None:
+    await connection.execute("insert into users (id) values ($1) on conflict do nothing", name)
+    await connection.execute(
+        "insert into images (owner_id, object_key, thumb_key, content_type, size_bytes, prompt, negative_prompt, "
+        "model, title, generation_params, visibility, moderation, trashed_at) "
+        "values ($1, $2, $3, 'image/png', 9, $4, $4, $4, $4, $5, $6, $7, case when $8 then now() end)",
+        name, f"{key}.png", f"{key}.thumb.webp", canary, json.dumps({"note": canary}),
+        columns.get("visibility", "unlisted"), columns.get("moderation", "approved"),
+        columns.get("trashed_at", False),
+    )  # fmt: skip
+
+
+async def _others(connection, name: str, canary: str) -> None:
+    """A row in each of the other tables that replicas hold."""
+    await connection.execute(
+        "insert into reference_images (owner_id, object_key, content_type, size_bytes, filename) "
+        "values ($1, $2, 'image/png', 9, $3)", name, f"reference/{canary}", canary,
+    )  # fmt: skip
+    await connection.execute(
+        "insert into jobs (owner_id, prompt, provider, model) values ($1, $2, 'builtin', $2)", name, canary
+    )
+
+
+Case = Callable[[World, Person, Person], Awaitable[list[Reply]]]
+_cases: dict[tuple[str, str], Case] = {}
+
+
+def case(method: str, path: str) -> Callable[[Case], Case]:
+    """A case: asks as `me`, knowing all of `other`, and checks the statuses."""
+
+    def add(function: Case) -> Case:
+        _cases[method, path] = function
+        return function
+
+    return add
+
+
+@case("GET", "/api/v1/images")
+@case("GET", "/api/images")
+async def _list(world: World, me: Person, other: Person) -> list[Reply]:
+    their_page = await world.get("/api/images?limit=1", user=other.name)
+    token = their_page.json["next_page_token"]
+    assert token is not None
+    mine = set(me.ids.values())
+    replies = []
+    for query in (
+        "",
+        "?limit=200",
+        f"?limit=1&page_token={token}",
+        "?trashed=true",
+        "?sort=oldest",
+        "?visibility=public",
+    ):
+        for path in ("/api/images", "/api/v1/images"):
+            replies.append(await world.get(path + query, user=me.name))
+            assert set(ids_of(replies[-1])) <= mine
+    for bookmark in (their_page.headers["Peruse-Bookmark"], "1-1.1"):
+        headers = {"Peruse-Bookmark": bookmark, "If-None-Match": their_page.headers["ETag"]}
+        replies.append(await world.get("/api/images?limit=1", user=me.name, headers=headers))
+    theirs = await world.get(f"/api/images?model={other.canary}", user=me.name)
+    assert theirs.json["images"] == []
+    return [*replies, theirs]
+
+
+@case("POST", "/api/images/upload")
+async def _upload(world: World, me: Person, other: Person) -> list[Reply]:
+    before = (await world.get("/api/images", user=other.name)).body
+    replies = [await world.upload(user=me.name, prompt=me.canary)]
+    assert replies[0].status == 201
+    for field, value in (("owner_id", other.name), ("user", other.name), ("id", other.ids["open"])):
+        replies.append(
+            await world.request("POST", "/api/images/upload", user=me.name, data=form(picture("PNG"), **{field: value}))
+        )
+        assert replies[-1].status == 400
+    assert (await world.get("/api/images", user=other.name)).body == before
+    me.ids["uploaded"] = replies[0].json["image"]["id"]
+    return replies
+
+
+@case("POST", "/api/images/sync")
+async def _sync(world: World, me: Person, other: Person) -> list[Reply]:
+    replies = [
+        await world.request("POST", "/api/images/sync", user=me.name),
+        await world.request("POST", f"/api/images/sync?user={other.name}", user=me.name),
+    ]
+    assert [reply.status for reply in replies] == [200, 400]
+    return replies
+
+
+@case("GET", "/api/images/{id}")
+@case("PATCH", "/api/images/{id}")
+@case("DELETE", "/api/images/{id}")
+@case("POST", "/api/images/{id}/restore")
+async def _one(world: World, me: Person, other: Person) -> list[Reply]:
+    sql = "select array_agg(t::text order by id) from images t where owner_id = $1"
+    (before,) = await world.gateway.primary.fetch(sql, other.name)
+    replies = []
+    for image in other.ids.values():
+        path = f"/api/images/{image}"
+        replies += [
+            await world.get(path, user=me.name),
+            await world.request("PATCH", path, user=me.name, json={"visibility": "public", "title": "mine"}),
+            await world.request("DELETE", path, user=me.name),
+            await world.request("POST", f"{path}/restore", user=me.name),
+        ]
+    nobodys = await world.get(f"/api/images/{uuid.uuid4()}", user=me.name)
+    assert {reply.status for reply in replies} == {404}
+    told = {(reply.json["detail"], reply.json["code"]) for reply in (*replies, nobodys)}
+    assert len(told) == 1, "what is somebody's looks as what is nobody's"
+    (after,) = await world.gateway.primary.fetch(sql, other.name)
+    assert before == after
+    return replies
+
+
+@case("GET", "/internal/users/{user}/images")
+@case("POST", "/internal/users/{user}/images")
+@case("POST", "/internal/users/{user}/sync")
+async def _internal(world: World, me: Person, other: Person) -> list[Reply]:
+    refused = []
+    for name in (me.name, other.name):
+        path = f"/internal/users/{name}"
+        refused += [
+            await world.get(f"{path}/images", user=me.name),
+            await world.request("POST", f"{path}/images", user=me.name, data=form(picture("PNG"))),
+            await world.request("POST", f"{path}/sync", user=me.name),
+        ]
+    assert {reply.status for reply in refused} == {403}
+    mine = await world.get(f"/internal/users/{me.name}/images", user="a-service", role="service")
+    synced = await world.request("POST", f"/internal/users/{me.name}/sync", user=other.name, role="service")
+    assert set(ids_of(mine)) <= set(me.ids.values())
+    return [*refused, mine, synced]
+
+
+@case("GET", "/files/{key}")
+@case("HEAD", "/files/{key}")
+async def _file(world: World, me: Person, other: Person) -> list[Reply]:
+    replies = []
+    for state in ("trashed", "pending"):
+        key = other.keys[state]
+        for path in (f"/files/{key}", f"/files/{key.removesuffix('.png')}.thumb.webp"):
+            for user in (me.name, None):
+                for method in ("GET", "HEAD"):
+                    replies.append(await world.request(method, path, user=user))
+            replies.append(await world.get(path, user=me.name, headers={"Range": "bytes=0-"}))
+            assert (await world.get(path, user=other.name)).status == 200
+    assert {reply.status for reply in replies} == {404}
+    return replies
+
+
+@case("GET", "/healthz")
+@case("HEAD", "/healthz")
+@case("GET", "/readyz")
+@case("HEAD", "/readyz")
+@case("GET", "/metrics")
+@case("HEAD", "/metrics")
+async def _operators(world: World, me: Person, other: Person) -> list[Reply]:
+    replies = []
+    for path in ("/healthz", "/readyz", "/metrics"):
+        for method in ("GET", "HEAD"):
+            replies.append(await world.request(method, path, user=None))
+            assert replies[-1].status == 200
+    assert not any(name.encode() in reply.body for reply in replies for name in (me.name, other.name))
+    return replies
+
+
+@pytest.fixture(scope="module")
+async def people(shared: World) -> tuple[Person, Person]:
+    """Two users of the shared world, one read from the primary so far and one from a replica."""
+    ana, bob = [await person(shared, f"{name}-of-two") for name in ("ana", "bob")]
+    await replica_of(shared, ana.name)
+    return ana, bob
+
+
+def test_every_route_has_a_case() -> None:
+    """mission: 126, 141"""
+    missing = [route for route in ROUTES if route not in _cases]
+
+    assert not missing, f"write a case for {missing}: what does one user see of another through it?"
+
+
+@pytest.mark.parametrize("route", [pytest.param(route, id=" ".join(route)) for route in ROUTES])
+async def test_no_route_shows_another_users_bytes(
+    shared: World, people: tuple[Person, Person], route: tuple[str, str]
+) -> None:
+    """mission: 126, 141, 208"""
+    for me, other in (people, people[::-1]):
+        replies = await _cases[route](shared, me, other)
+
+        assert replies
+        for reply in replies:
+            told = reply.body + repr(reply.headers).encode()
+            assert other.canary.encode() not in told, (route, reply)
+
+
+@pytest.mark.parametrize("route", [pytest.param(route, id=" ".join(route)) for route in ROUTES])
+async def test_role_decides_about_the_address(shared: World, route: tuple[str, str]) -> None:
+    """mission: 206, 208"""
+    method, canonical = route
+    if not canonical.startswith(("/api/", "/internal/")):
+        assert canonical.startswith("/files/") or canonical in ("/healthz", "/readyz", "/metrics")
+        return
+    path = canonical.replace("{id}", str(uuid.uuid4())).replace("{user}", "cara")
+
+    async def status(user: str | None, role: str = "user") -> int:
+        return (await shared.request(method, path, user=user, role=role)).status
+
+    takes = "user" if canonical.startswith("/api/") else "service"
+    assert await status(None) == 401
+    for role in ("user", "service", "admin"):
+        expected = role == takes or (role == "admin" and takes == "service")
+        assert (await status("cara", role) != 403) == expected, role
+
+
+async def test_wrong_role_is_told_which_it_takes(shared: World) -> None:
+    """A 403, not a 401: another token is needed, not a new one."""
+    user = await shared.get("/internal/users/ana/images", user="ana")
+    service = await shared.get("/api/images", user="ana", role="service")
+
+    assert (user.status, user.json["code"]) == (403, "forbidden")
+    assert "service and admin" in user.json["detail"]
+    assert (service.status, service.json["code"]) == (403, "forbidden")
+    assert "user tokens" in service.json["detail"]
+
+
+async def test_each_user_has_one_replica_file_with_only_their_rows(world: World) -> None:
+    """mission: 129, 130, 141, 220"""
+    people = {name: await person(world, name) for name in ("ana", "bob", "cleo|1", "d@e.f")}
+    for name in people:
+        await replica_of(world, name)
+    (image,) = await world.gateway.primary.fetch(
+        "update images set owner_id = 'bob' where id = $1 returning id", uuid.UUID(people["ana"].ids["open"])
+    )
+    await world.request("POST", "/api/images/sync", user="ana")
+    await world.request("POST", "/api/images/sync", user="bob")
+    assert str(image["id"]) in ids_of(await world.get("/api/images", user="bob"))
+    await until(lambda: _hosts_rest(world))
+
+    await world.host.stop()
+
+    files = sorted((world.data / "replicas").rglob("*.db"))
+    held = {}
+    for file in files:
+        user, text, ids = _content(file)
+        assert user not in held, "two files of one user"
+        held[user] = ids
+        for name, other in people.items():
+            if name != user:
+                # The image that moved is bob's now, whatever its prompt says.
+                assert (other.canary in text) == (user == "bob" and name == "ana"), (user, name)
+    moved = people["ana"].ids["open"]
+    assert held == {
+        name: {*one.ids.values()} - ({moved} if name == "ana" else set()) | ({moved} if name == "bob" else set())
+        for name, one in people.items()
+    }
+
+
+def _hosts_rest(world: World) -> bool:
+    stats = world.host.stats()
+    return stats.seeding == 0
+
+
+def _content(file: Path) -> tuple[str, str, set[str]]:
+    """The user of a replica file, all its rows as text, and the ids of its images."""
+    connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
+    try:
+        ((user,),) = connection.execute("select user_id from meta").fetchall()
+        tables = [name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")]
+        text = "".join(repr(row) for table in tables for row in connection.execute(f"select * from {table}"))
+        ids = {row_id for (row_id,) in connection.execute("select id from images")}
+    finally:
+        connection.close()
+    return user, text, ids
