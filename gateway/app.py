@@ -32,6 +32,9 @@ __all__ = ["Gateway", "make_app"]
 log = structlog.get_logger()
 T = TypeVar("T")
 
+#: A temporary object this old is a killed writer's.
+_ABANDONED_S = 3600.0
+
 
 class Gateway:
     """Everything that the routes of one gateway process share."""
@@ -60,6 +63,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Open the pools and learn the hosts. Needs neither the primary nor a host to be there."""
+        await self.objects.sweep_temporary(_ABANDONED_S)
         store = self._store
         self.primary = await Primary.open(self._url, name=f"gateway {self.index}", size=store.gateway_connections)
         self.fallback = await Primary.open(

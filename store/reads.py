@@ -50,14 +50,17 @@ class PrimaryReads:
             PrimaryUnavailable: away, too slow, or too many are waiting.
         """
         key = (user, encoded)
-        async with asyncio.timeout(timeout_s):
-            shared = self._shared.get(key)
-            if shared is not None:
-                page = await asyncio.shield(shared)
-                # It was sent before we came: what we have to see may have been written since.
-                if floor is None or not floor.is_after(*page.at):
-                    return page
-            return await asyncio.shield(self._start(key))
+        try:
+            async with asyncio.timeout(timeout_s):
+                shared = self._shared.get(key)
+                if shared is not None:
+                    page = await asyncio.shield(shared)
+                    # It was sent before we came: what we have to see may have been written since.
+                    if floor is None or not floor.is_after(*page.at):
+                        return page
+                return await asyncio.shield(self._start(key))
+        except TimeoutError:
+            raise PrimaryUnavailable(f"the primary did not answer within {timeout_s} s") from None
 
     def _start(self, key: tuple[str, bytes]) -> asyncio.Task[Page]:
         if len(self._shared) >= self._max_waiting:

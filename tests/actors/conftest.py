@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from actors.config import HostSettings
+from actors.host import ReplicaHost
+from store.clock import Clock
+from store.config import StoreSettings
 from store.primary import Primary
 from tests.actors.fleet import Fleet, Gate, History
 
@@ -39,3 +44,27 @@ async def gate(database: str, short_folder: Path) -> AsyncIterator[Gate]:
     opened = await Gate(short_folder, database).open()
     yield opened
     await opened.shut()
+
+
+@pytest.fixture
+async def start_host(database: str, short_folder: Path) -> AsyncIterator[Callable[..., Awaitable[ReplicaHost]]]:
+    """Starts the host of a slot, as often as it is called; all are stopped at the end."""
+    started: list[ReplicaHost] = []
+
+    async def start(slot: int, *, url: str = database, clock: Clock | None = None, **settings: Any) -> ReplicaHost:
+        host = ReplicaHost(
+            short_folder / "data",
+            slot=slot,
+            primary_url=url,
+            store=StoreSettings(),
+            settings=HostSettings(node="test", **settings),
+            build="test",
+            clock=clock,
+        )
+        started.append(host)
+        await host.start()
+        return host
+
+    yield start
+    for host in started:
+        await host.stop()

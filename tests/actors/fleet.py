@@ -20,6 +20,7 @@ from store.documents import Documents
 from store.epoch import Bookmark
 from store.gallery import GalleryQuery, encode_query
 from store.primary import Connection, Primary
+from tests.world import until
 
 __all__ = ["ALL", "FakeClock", "Fleet", "Gate", "History", "add_image", "held", "position", "shown"]
 
@@ -94,7 +95,7 @@ class Fleet:
             try:
                 return self.replicas.peek(user, query, floor) or await self.replicas.read(user, query, floor)
             except Seeding:
-                await self.replicas.sync(user)
+                await until(lambda: user not in self.replicas._seeding)
         raise AssertionError(f"replica of {user} is never made")
 
     def file(self, user: str) -> Path:

@@ -382,6 +382,19 @@ async def test_a_read_with_a_floor_is_not_answered_with_the_version_before_a_res
     assert not bookmark.is_after(*position(answer.cursor)), f"asked for {bookmark}, got {position(answer.cursor)}"
 
 
+@pytest.mark.parametrize("reason", ["bulk", "horizon"])
+async def test_sync_comes_to_the_head_also_through_a_reset(fleet: Fleet, history: History, reason: str) -> None:
+    """Whoever syncs is told the position that the replica has then, and it is not the one of before. mission: 133"""
+    await history.write(["ana"], lambda c: add_image(c, "ana", "one"))
+    await fleet.read("ana")
+    bookmark = await change(history, "ana", reason)
+
+    cursor, _ = await fleet.replicas.sync("ana")
+
+    assert position(cursor) == bookmark
+    assert fleet.replicas.peek("ana", ALL, bookmark) is not None
+
+
 async def change(history: History, user: str, reason: str) -> Bookmark:
     """A write after which a replica of `user` has to be made anew for `reason`; answers its bookmark."""
     if reason == "bulk":

@@ -53,30 +53,38 @@ class ReadBench:
         uvloop.run(activate(self._instance.url, [Target(PATH, bearer(t)) for t in (token, *rotating)]))
         page = get(url, token)
         with ExitStack() as stack:
-            bare, postgres = self._start_peers(stack, user, page)
+            (bare, bare_pid), (postgres, _) = self._start_peers(stack, user, page)
             check_same_images(page, get(postgres, token))
             loads: dict[str, list[Load]] = {"bare": [], "postgres": []}
             rounds: dict[str, list[_Round]] = {"one": [], "many": []}
+            bare_us: list[float] = []
             for number in range(1, self._plan.rounds + 1):
                 self._say(f"hot read: round {number} of {self._plan.rounds}")
+                before_s = cpu_s(bare_pid)
                 loads["bare"].append(self._load(bare, own))
+                bare_us.append((cpu_s(bare_pid) - before_s) / loads["bare"][-1].requests * 1e6)
                 rounds["one"].append(self._round(url, own))
                 loads["postgres"].append(self._load(postgres, own))
                 rounds["many"].append(self._round(url, many))
             latencies = self._latencies({"bare": bare, "peruse": url, "postgres": postgres}, own)
-        return [*_throughput(loads, rounds, len(page), len(rotating)), *_latency(latencies), *_cost(rounds["one"])]
+        return [
+            *_throughput(loads, rounds, len(page), len(rotating)),
+            *_latency(latencies),
+            *_cost(rounds["one"], bare_us),
+        ]
 
-    def _start_peers(self, stack: ExitStack, user: str, page: bytes) -> tuple[str, str]:
+    def _start_peers(self, stack: ExitStack, user: str, page: bytes) -> tuple[tuple[str, int], tuple[str, int]]:
+        """URL and pid of the bare handler, and of the one that asks Postgres."""
         file = self._folder / "page.json"
         file.write_bytes(page)
         environment = {PRIMARY_VARIABLE: self._instance.primary_url()}
-        urls = []
+        peers = []
         for kind, argument in (("bare", str(file)), ("postgres", user)):
             command = [sys.executable, "-m", "tests.bench.peers", kind, argument]
             peer = Process(f"peer {kind}", command, log=self._folder / "peers.log", environment=environment)
             stack.callback(peer.stop)
-            urls.append(peer.wait_line("ready ", timeout_s=30) + PATH)
-        return urls[0], urls[1]
+            peers.append((peer.wait_line("ready ", timeout_s=30) + PATH, peer.pid))
+        return peers[0], peers[1]
 
     def _load(self, url: str, tokens: Path) -> Load:
         return self._wrk.run(url, tokens, connections=_CONNECTIONS, duration_s=self._plan.round_s)
@@ -148,13 +156,20 @@ def _throughput(
 def _latency(loads: dict[str, list[Load]]) -> list[Line]:
     names = {"peruse": "peruse", "bare": "bare aiohttp", "postgres": "aiohttp + Postgres"}
     return [
-        Line(_SECTION, f"p50 one at a time, {text}", "ms", [load.p50_ms for load in loads[name]], key=f"p50_{name}")
+        Line(
+            _SECTION,
+            f"p50 one at a time, {text}",
+            "µs",
+            [load.p50_ms * 1000 for load in loads[name]],
+            key=f"p50_{name}",
+        )
         for name, text in names.items()
     ]
 
 
-def _cost(rounds: list[_Round]) -> list[Line]:
+def _cost(rounds: list[_Round], bare_us: list[float]) -> list[Line]:
     return [
         Line(_SECTION, "CPU per read, gateway", "µs", [taken.gateway_us for taken in rounds], note="user and system"),
         Line(_SECTION, "CPU per read, host", "µs", [taken.host_us for taken in rounds], note="user and system"),
+        Line(_SECTION, "CPU per read, bare aiohttp handler", "µs", bare_us, note="user and system"),
     ]

@@ -72,7 +72,7 @@ def chart(path: Path, lines: Sequence[Line], machine: Mapping[str, str]) -> None
     by_key = {line.key: line for line in lines if line.key}
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.4), dpi=150, layout="constrained", sharey=True)
     _bars(axes[0], {name: by_key[f"rps_{name}"] for name in _SYSTEMS}, "reads/s, 32 at once (more is better)")
-    _bars(axes[1], {name: by_key[f"p50_{name}"] for name in _SYSTEMS}, "ms, p50, one at a time (less is better)")
+    _bars(axes[1], {name: by_key[f"p50_{name}"] for name in _SYSTEMS}, "µs, p50, one at a time (less is better)")
     figure.suptitle("A page of 50 images: median and min–max of interleaved rounds", x=0.01, ha="left", weight="bold")
     figure.supxlabel(f"{machine['CPU']}; {machine['kernel']}; {machine['Python']}", fontsize=7.5, x=0.01, ha="left")
     figure.savefig(path, facecolor="white")

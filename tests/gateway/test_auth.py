@@ -19,9 +19,11 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet, OKPKey, RSAKey
 
 from gateway import jwks
-from gateway.auth import Signer
+from gateway.auth import Authenticator, Signer
+from gateway.config import GatewaySettings
 from store import api_keys
 from store.errors import SettingError
+from store.primary import Primary
 from tests.gateway.asking import replica_of, running
 from tests.gateway.link import PrimaryLink
 from tests.world import Reply, World, until
@@ -172,7 +174,7 @@ async def test_token_of_another_key_is_401(shared: World) -> None:
 
     tokens = [
         jwt.encode({"alg": "Ed25519"}, claims(), other, ["Ed25519"]),
-        jwt.encode({"alg": "EdDSA"}, claims(), own, ["EdDSA"]),
+        by_hand({"alg": "EdDSA"}, claims(), own.private_key.sign),
         jwt.encode({"alg": "RS256"}, claims(), rsa, ["RS256"]),
         jwt.encode({"alg": "Ed25519", "jwk": other.as_dict(private=False)}, claims(), other, ["Ed25519"]),
         by_hand({"alg": "none"}, claims(), lambda _: b""),
@@ -299,17 +301,12 @@ async def test_configured_public_key_verifies(tmp_path: Path, database: str, alg
     key = _keys(algorithm)
     pem = tmp_path / "issuer.pem"
     pem.write_bytes(key.as_pem(private=False))
-    settings = {
-        "jwt_key": str(pem),
-        "jwt_algorithm": algorithm,
-        "jwt_issuer": "https://id.example",
-        "jwt_audience": "a",
-    }
+    own = {"iss": "https://id.example", "aud": "a"}
+    settings = {"jwt_key": str(pem), "jwt_algorithm": algorithm, "jwt_issuer": own["iss"], "jwt_audience": own["aud"]}
 
     async with running(World(tmp_path / "data", database, **settings)) as world:
-        good = claims(iss="https://id.example", aud="a", sub="auth0|42")
+        good = claims(**own, sub="auth0|42")
         assert (await ask(world, f"Bearer {jwt.encode({'alg': algorithm}, good, key, [algorithm])}")).status == 200
-        own = {"iss": "https://id.example", "aud": "a"}
         secret = pem.read_bytes()
         for token in (
             signed(world, **own),
@@ -321,17 +318,15 @@ async def test_configured_public_key_verifies(tmp_path: Path, database: str, alg
 
 
 @pytest.mark.parametrize("content", [b"", b"no key", None])
-async def test_unusable_public_key_stops_the_start(tmp_path: Path, database: str, content: bytes | None) -> None:
+async def test_unusable_public_key_stops_the_start(tmp_path: Path, primary: Primary, content: bytes | None) -> None:
     """The error names the setting and the file."""
     pem = tmp_path / "issuer.pem"
     if content is not None:
         pem.write_bytes(content)
-    world = World(tmp_path / "data", database, jwt_key=str(pem), jwt_algorithm="ES256")
+    settings = GatewaySettings(jwt_key=str(pem), jwt_algorithm="ES256")
 
     with pytest.raises(SettingError, match=f"PERUSE_JWT_KEY: {pem}"):
-        await world.start()
-
-    await world.host.stop()
+        Authenticator(tmp_path, settings, primary)
 
 
 class KeyServer:
@@ -387,7 +382,7 @@ async def test_key_set_verifies_and_is_fetched_once(
         tokens = [server.token(which, sub=f"u{n}") for which in (key, other) for n in range(10)]
         replies = await asyncio.gather(*(ask(world, f"Bearer {token}") for token in tokens))
 
-        assert {reply.status for reply in replies} == {200}
+        assert {reply.status for reply in replies} == {200}, replies
         assert server.asked == 1
         assert is_unauthorized(await ask(world, f"Bearer {signed(world)}"))
 

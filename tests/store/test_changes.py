@@ -121,6 +121,13 @@ VERBS = {
     "create user": "insert into users (id) values ($1) on conflict do nothing",
 }
 
+#: Where every history starts from: two users, with a row of each kind.
+BEGINNING = [
+    *(Step("create user", 0, whose) for whose in (0, 1)),
+    *(Step(f"insert {kind}", 0, 0) for kind in ("image", "job", "reference")),
+    Step("insert image", 1, 1),
+]
+
 steps = st.builds(Step, st.sampled_from(sorted(VERBS)), st.integers(0, 2), st.integers(0, 1))
 transactions = st.builds(
     Transaction,
@@ -170,8 +177,7 @@ async def test_pull_from_any_earlier_cursor_makes_the_state_of_the_head(
     users = [f"ana{number}", f"bo{number}"]
     ids = [uuid.uuid4() for _ in range(3)]
     past = {user: [(await head_of(connection, user), await state_of(connection, user))] for user in users}
-    for step in (Step("create user", 0, 0), Step("create user", 0, 1), Step("insert image", 0, 0), Step("insert job", 0, 0),
-                 Step("insert image", 1, 1), Step("insert reference", 0, 0)):  # fmt: skip
+    for step in BEGINNING:
         await take(connection, step, users, ids)
 
     for transaction in history:

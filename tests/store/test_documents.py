@@ -95,7 +95,8 @@ async def test_triggers_watch_the_replicated_columns_and_the_owner(connection: a
     """As Postgres itself prints them: a column that is in the document and not in the trigger would go stale."""
     for kind, columns in REPLICATED.items():
         definition = await connection.fetchval(
-            "select pg_get_triggerdef(oid) from pg_trigger where tgrelid = $1::text::regclass and tgname = 'sync_update'",
+            "select pg_get_triggerdef(oid) from pg_trigger "
+            "where tgrelid = $1::text::regclass and tgname = 'sync_update'",
             kind,
         )
         watched = set(re.findall(r"\bold\.(\w+)", definition))
@@ -336,11 +337,13 @@ async def test_nul_is_refused_by_the_primary(connection: asyncpg.Connection) -> 
         await insert_image(connection, "ana", generation_params='{"a": "\\u0000"}')
 
 
+sayable = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8)
+names = st.text("abc_é\"'", max_size=4)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("abc_é\"'", max_size=4), inner, max_size=4),
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | sayable,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names, inner, max_size=4),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
