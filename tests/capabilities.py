@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["LIST", "TESTS", "MalformedMark", "Section", "numbers_in", "report", "sections_in", "tests_by_number"]
+__all__ = ["LIST", "TESTS", "MalformedMark", "Section", "numbers_in", "report", "sections_in", "shown_by"]
 
 TESTS: Final = Path(__file__).parent
 LIST: Final = TESTS / "CAPABILITIES.md"
@@ -52,7 +52,7 @@ def numbers_in(docstring: str) -> Iterator[int]:
         yield from map(int, mark.removeprefix("mission: ").split(", "))
 
 
-def tests_by_number(folder: Path) -> dict[int, list[str]]:
+def shown_by(folder: Path) -> dict[int, list[str]]:
     """Number → the tests that name it, as pytest writes them. Read from the source: nothing is imported or run."""
     tests: dict[int, list[str]] = {}
     for path in sorted(folder.rglob("test_*.py")):
@@ -74,4 +74,4 @@ def report(sections: list[Section], tests: Mapping[int, list[str]]) -> Iterator[
 
 
 if __name__ == "__main__":
-    print("\n".join(report(sections_in(LIST.read_text(encoding="utf-8")), tests_by_number(TESTS))))
+    print("\n".join(report(sections_in(LIST.read_text(encoding="utf-8")), shown_by(TESTS))))

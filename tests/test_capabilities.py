@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.capabilities import LIST, TESTS, MalformedMark, Section, numbers_in, report, sections_in, tests_by_number
+from tests.capabilities import LIST, TESTS, MalformedMark, Section, numbers_in, report, sections_in, shown_by
 
 SECTIONS = sections_in(LIST.read_text(encoding="utf-8"))
 
@@ -19,7 +19,7 @@ def test_the_list_has_every_number_once_and_in_order() -> None:
 def test_every_number_that_a_test_names_is_in_the_list() -> None:
     known = {number for section in SECTIONS for number in section.numbers}
 
-    named = tests_by_number(TESTS)
+    named = shown_by(TESTS)
 
     assert named
     assert {number: tests for number, tests in named.items() if number not in known} == {}
@@ -73,7 +73,7 @@ def test_only_tests_show_a_capability(tmp_path: Path) -> None:
     )
     (folder / "world.py").write_text('def test_three():\n    """mission: 4"""\n')
 
-    named = tests_by_number(folder)
+    named = shown_by(folder)
 
     assert named == {1: ["tests/test_a.py::test_one"], 2: ["tests/test_a.py::test_one", "tests/test_a.py::test_two"]}
 
