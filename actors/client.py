@@ -75,6 +75,8 @@ class ReplicaClient:
         #: Monotonic time at which a heartbeat was last seen to move; what /readyz judges by.
         self.beat_seen_at = time.monotonic()
         self._newest_beat = 0.0
+        #: Whether any host has ever answered this process.
+        self.was_answered = False
 
     async def start(self) -> None:
         """Learn the hosts, and keep learning. Ended by `close`."""
@@ -221,6 +223,7 @@ class ReplicaClient:
         finally:
             host.connecting = None
         host.wire, host.failures, host.open_until = wire, 0, 0.0
+        self.was_answered = True
         return wire
 
     # --- membership -------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ class Cluster:
         self._settings = settings
         self._build = build
         self._actors: list[Any] = []
+        self._folder: Path | None = None
 
     def start(self) -> None:
         """Start Ray, or join the cluster of PERUSE_RAY_ADDRESS, and create the hosts."""
@@ -69,12 +70,13 @@ class Cluster:
         if self._settings.ray_address:
             ray.init(address=self._settings.ray_address, **options)
         else:
+            self._folder = _fresh_ray_folder(self._data)
             ray.init(
                 address="local",
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 num_cpus=self._count,
-                _temp_dir=str(_ray_folder(self._data)),
+                _temp_dir=str(self._folder),
                 **options,
             )
         Actor = ray.remote(_HostActor)
@@ -116,8 +118,8 @@ class Cluster:
         for actor in self._actors:
             ray.kill(actor, no_restart=True)
         ray.shutdown()
-        if not self._settings.ray_address:
-            shutil.rmtree(_ray_folder(self._data), ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 async def keep_hosts(data: Path, *, count: int, settings: HostSettings, build: str) -> None:
@@ -196,11 +198,15 @@ def _token(data: Path) -> Path:
     return path
 
 
-def _ray_folder(data: Path) -> Path:
+def _fresh_ray_folder(data: Path) -> Path:
     """Ray's sockets need a short path: 107 bytes with everything below it."""
     digest = hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"peruse-ray-{digest}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.geteuid():
-        raise SettingError(f"{folder} belongs to another user: remove it, or set TMPDIR to a folder of your own")
+    shutil.rmtree(folder, ignore_errors=True)  # sockets and logs of a cluster that was killed
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        raise SettingError(
+            f"{folder} belongs to another user: remove it, or set TMPDIR to a folder of your own"
+        ) from None
     return folder

@@ -56,7 +56,6 @@ class Gateway:
         self.documents = Documents(store.files_base)
         self.objects = LocalObjects(data / "objects")
         self.started_at = time.monotonic()
-        self.was_ready = False
         self._url = primary_url
         self._store = store
         self._wire_secret = wire_secret
@@ -69,6 +68,8 @@ class Gateway:
         self.fallback = await Primary.open(
             self._url, name=f"gateway {self.index} reads", size=store.gateway_read_connections, statement_timeout_s=2.0
         )
+        # Before anything runs that would have to be stopped: a wrong key ends the start here.
+        self.auth = Authenticator(self.data, self.settings, self.primary)
         self.client = ReplicaClient(
             lambda: hosts.list_hosts(self.primary),
             secret=self._wire_secret,
@@ -82,7 +83,6 @@ class Gateway:
             version=user_version(self.documents),
             timeout_s=self.settings.read_timeout_ms / 1000,
         )
-        self.auth = Authenticator(self.data, self.settings, self.primary)
         await self.auth.start()
         self.pictures = PictureProcess(
             max_bytes=self.settings.upload_max_bytes, max_pixels=self.settings.upload_max_pixels

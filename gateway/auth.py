@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import structlog
 from joserfc import jwk, jwt
@@ -100,7 +100,8 @@ class Authenticator:
         )
         #: Authorization header → identity. Bounded: emptied when full, and filled again by the next requests.
         self._kept: dict[str, Identity] = {}
-        self._key_headers: dict[bytes, str] = {}
+        #: Hash of an API key → the headers that it is kept under. One object per watch: a revocation replaces it.
+        self._key_headers: dict[bytes, set[str]] = {}
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -144,13 +145,15 @@ class Authenticator:
         return identity
 
     async def _by_key(self, header: str, secret: str) -> Identity:
-        # Registered before it is looked up: a revocation that comes in between is not missed.
+        # Watched before it is looked up: a revocation that comes in between is not missed.
         digest = api_keys.key_hash(secret)
-        self._key_headers[digest] = header
+        headers = self._key_headers.setdefault(digest, set())
         owner = await api_keys.owner_of_key(self._primary, secret)
-        if owner is None or self._key_headers.get(digest) != header:
-            self._key_headers.pop(digest, None)
+        if owner is None or self._key_headers.get(digest) is not headers:
+            if not headers:
+                self._key_headers.pop(digest, None)
             raise Unauthorized("Unauthorized: this API key is not known or was revoked")
+        headers.add(header)
         return Identity(owner, "user", time.monotonic() + _KEY_KEPT_S)
 
     async def _by_token(self, secret: str) -> Identity:
@@ -180,15 +183,20 @@ class Authenticator:
                 log.exception("revocations.failed")
                 continue
             for digest in revoked & self._key_headers.keys():
-                self._kept.pop(self._key_headers.pop(digest), None)
+                for header in self._key_headers.pop(digest):
+                    self._kept.pop(header, None)
 
 
 def _identity(claims: dict[str, Any], wrong: Unauthorized) -> Identity:
     user, role, expires = claims["sub"], claims.get("role", "user"), claims["exp"]
-    if not (isinstance(user, str) and is_user_id(user) and not user.startswith("~") and role in _ROLES):
+    if not (isinstance(user, str) and is_user_id(user) and not user.startswith("~")):
+        raise wrong
+    if not (isinstance(role, str) and role in _ROLES):
         raise wrong
     left_s = float(expires) - time.time()
-    return Identity(user, role, time.monotonic() + left_s)
+    if left_s > MAX_TTL_S + _LEEWAY_S:
+        raise wrong  # nothing can end a token but its own end
+    return Identity(user, cast(Role, role), time.monotonic() + left_s)
 
 
 def _verification_key(data: Path, settings: GatewaySettings) -> Any:

@@ -112,9 +112,15 @@ def _http_detail(error: web.HTTPException) -> str:
     return error.reason
 
 
+def _printable(text: str) -> str:
+    """`text` without what has no UTF-8 form: messages quote what came in."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def problem_response(error: Exception, request_id: str) -> web.Response:
     """The response for an error."""
     status, code, detail, field = problem_of(error)
+    detail = _printable(detail)
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": _TITLES.get(status, "Error"),
@@ -126,7 +132,7 @@ def problem_response(error: Exception, request_id: str) -> web.Response:
         "error": _TITLES[401] if status == 401 else detail,
     }
     if field is not None:
-        body["field"] = field
+        body["field"] = _printable(field)
     response = web.Response(
         status=status, body=msgspec.json.encode(body), content_type="application/problem+json",
         headers={"Cache-Control": "no-store"},

@@ -22,6 +22,7 @@ log = structlog.get_logger()
 
 _KEPT_S: Final = 600.0
 _ASK_AGAIN_S: Final = 30.0  # an unknown key id may cause one request in this time, not one each
+_FIRST_AGAIN_S: Final = 1.0  # and while there are no keys at all
 _MAX_BYTES: Final = 256 * 1024
 _TIMEOUT_S: Final = 5.0
 
@@ -44,7 +45,8 @@ class RemoteKeys:
         kid = _key_id(token)
         if not self._knows(kid) or time.monotonic() - self._fetched_at > _KEPT_S:
             async with self._lock:
-                if time.monotonic() - self._asked_at > _ASK_AGAIN_S or self._keys is None:
+                pause_s = _FIRST_AGAIN_S if self._keys is None else _ASK_AGAIN_S
+                if time.monotonic() - self._asked_at > pause_s:
                     await self._fetch()
         return self._keys if self._knows(kid) else None
 
@@ -52,7 +54,6 @@ class RemoteKeys:
         return self._keys is not None and (kid is None or any(key.kid == kid for key in self._keys.keys))
 
     async def _fetch(self) -> None:
-        self._asked_at = time.monotonic()
         try:
             async with self._client.stream("GET", self._url) as answer:
                 answer.raise_for_status()
@@ -65,6 +66,8 @@ class RemoteKeys:
             self._fetched_at = time.monotonic()
         except (httpx.HTTPError, ValueError, JoseError, TypeError, KeyError) as error:
             log.warning("jwks.failed", url=self._url, error=repr(error))
+        finally:
+            self._asked_at = time.monotonic()  # after it: those who waited for a slow failure do not repeat it
 
 
 def _key_id(token: str) -> str | None:

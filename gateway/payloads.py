@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.errors import BadRequest, TooLarge
 
@@ -57,6 +58,8 @@ async def read_json(request: web.Request, shape: type[T]) -> T:
                 body += chunk
                 if len(body) > MAX_JSON_BYTES:
                     raise TooLarge(f"the body is over {MAX_JSON_BYTES} bytes")
+    except web.RequestPayloadError as error:
+        raise BadRequest(f"the body cannot be read: {error}") from None
     except TimeoutError:
         raise BadRequest(f"the body did not arrive within {_BODY_S:.0f} s") from None
     try:
@@ -115,7 +118,7 @@ async def _read_parts(request: web.Request, max_bytes: int) -> tuple[bytes | Non
                 fields[name] = content.decode()
     except UnicodeDecodeError:
         raise BadRequest(f"field {name!r} is not UTF-8", field=name) from None
-    except (ValueError, AssertionError, web.HTTPBadRequest) as error:
+    except (ValueError, AssertionError, HttpProcessingError, web.HTTPBadRequest, web.RequestPayloadError) as error:
         raise BadRequest(f"the multipart body is malformed: {error}") from None
     return file, fields
 

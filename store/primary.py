@@ -37,6 +37,9 @@ AWAY: Final = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections: it is being restored
+    asyncpg.InvalidCatalogNameError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.LockNotAvailableError,
     asyncpg.QueryCanceledError,
@@ -122,6 +125,8 @@ class Primary:
             async with self._pool.acquire(timeout=self._wait_s) as connection:
                 yield connection
         except AWAY as error:
+            if isinstance(error, ValueError):
+                raise  # asyncpg refused a value of ours: the primary is fine
             raise PrimaryUnavailable(_reason(error)) from error
 
     async def fetch(self, sql: str, *parameters: Any) -> list[asyncpg.Record]:

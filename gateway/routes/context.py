@@ -81,7 +81,7 @@ def no_parameters(request: web.Request) -> None:
     Raises:
         InvalidQuery: names the first.
     """
-    if request.query_string:
+    if request.query:
         name = next(iter(request.query))
         raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; this address takes none")
 

@@ -30,9 +30,8 @@ async def readyz(request: web.Request) -> web.Response:
     primary is up and no host's heartbeat has come through it for 10 s."""
     gateway = request.app[GATEWAY]
     stats, primary_up = await asyncio.gather(gateway.client.stats(), _primary_answers(gateway))
-    gateway.was_ready = gateway.was_ready or bool(stats)
     beats = time.monotonic() - gateway.client.beat_seen_at <= _NO_HEARTBEAT_S
-    ready = gateway.was_ready and (bool(stats) or primary_up) and (beats or not primary_up)
+    ready = gateway.client.was_answered and (bool(stats) or primary_up) and (beats or not primary_up)
     body = {
         "success": ready,
         "ready": ready,

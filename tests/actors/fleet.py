@@ -179,7 +179,7 @@ async def add_image(connection: Connection, user: str, prompt: str = "", *, imag
     return str(row_id)
 
 
-class held:  # noqa: N801 - reads as a statement: `async with held(...)`
+class held:
     """While inside, nothing that reads `table` gets an answer: a pull is sent and stays under way."""
 
     def __init__(self, primary: Primary, table: str = "change_log") -> None:

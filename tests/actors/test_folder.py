@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Iterator[ReplicaFolder]:
     claimed.release()
 
 
-class releasing(closing):  # type: ignore[type-arg]  # noqa: N801 - reads as a statement
+class releasing(closing):  # type: ignore[type-arg]
     def __exit__(self, *_: object) -> None:
         self.thing.release()
 

@@ -76,7 +76,7 @@ async def test_a_seed_among_writers_is_the_primary_at_exactly_one_version(
         while not stop.is_set():
             prompt = str(next(numbers))
 
-            async def both(connection: Connection) -> None:
+            async def both(connection: Connection, prompt: str = prompt) -> None:
                 for image in pair:
                     await connection.execute("update images set prompt = $2 where id = $1::uuid", image, prompt)
 

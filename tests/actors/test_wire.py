@@ -7,7 +7,7 @@ import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -44,7 +44,7 @@ def a_read(user: str, *, deadline_ms: int = 5000) -> bytes:
 class Host:
     """Answers by the name of the user: `now`, `later` (when `release` is set), `never`, or an error's name."""
 
-    ERRORS = {e.__name__: e for e in (Retryable, Overloaded, Seeding, Behind, QueryTooCostly, KeyError)}
+    ERRORS: ClassVar = {e.__name__: e for e in (Retryable, Overloaded, Seeding, Behind, QueryTooCostly, KeyError)}
 
     def __init__(self) -> None:
         self.release = asyncio.Event()
@@ -310,22 +310,22 @@ async def test_garbage_ends_its_own_connection_only(pair: Pair, garbage: bytes) 
 
 
 @pytest.mark.parametrize("garbage", [b"HTTP/1.1 400 Bad Request\r\n", frame(1, 99, b""), frame(1, Type.PAGE, b"\0")])  # type: ignore[arg-type]
-async def test_a_server_that_is_not_ours_is_left(short_folder: Path, garbage: bytes) -> None:
+async def test_a_server_that_is_not_ours_is_left(pair: Pair, garbage: bytes) -> None:
+    """Whoever waits is told: also the one whose answer it was."""
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(9)
         writer.write(garbage)
         await is_closed(reader)
         writer.close()
 
-    pair = Pair(short_folder)
     pair._servers.append(await asyncio.start_unix_server(answer, pair.path))
     client = await pair.connect()
 
     with pytest.raises(CallError):
-        await read(client, "now")
+        await asyncio.wait_for(read(client, "now"), 2)
 
     assert pair.lost == [client]
-    await pair.close()
 
 
 # --- bounds and deadlines ---------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ async def test_a_host_says_so_when_it_cannot_answer_in_time(pair: Pair) -> None:
     assert pair.host.ended == ["never"]
 
 
-async def test_a_host_that_says_nothing_is_given_up_and_its_late_answer_ignored(short_folder: Path) -> None:
+async def test_a_host_that_says_nothing_is_given_up_and_its_late_answer_ignored(pair: Pair) -> None:
     """The next request on the connection gets its own answer and not the late one."""
     received: asyncio.Queue[int] = asyncio.Queue()
     writers: list[asyncio.StreamWriter] = []
@@ -399,7 +399,6 @@ async def test_a_host_that_says_nothing_is_given_up_and_its_late_answer_ignored(
         except (asyncio.IncompleteReadError, TimeoutError):
             writer.close()
 
-    pair = Pair(short_folder)
     pair._servers.append(await asyncio.start_unix_server(listen_only, pair.path))
     client = await pair.connect()
 
@@ -421,7 +420,6 @@ async def test_a_host_that_says_nothing_is_given_up_and_its_late_answer_ignored(
     numbers = [await received.get() for _ in range(2)]
     writers[0].write(b"".join(page_frame(n, HEAD, str(n).encode()) for n in numbers))
     assert (await third).body == str(numbers[1]).encode()
-    await pair.close()
 
 
 async def test_a_lost_connection_fails_all_that_was_under_way(pair: Pair) -> None:

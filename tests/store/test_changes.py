@@ -8,6 +8,7 @@ import json
 import random
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -93,9 +94,9 @@ class Transaction(NamedTuple):
 #: $1 the user, $2 the other user, $3 the row's id, $4 a new id. Each verb uses some of them.
 VERBS = {
     "insert image": "insert into images (id, owner_id, object_key, content_type, size_bytes, model) "
-    "values ($3, $1, 'generated/' || $3::text, 'image/png', 1, 'm') on conflict do nothing",
+    "values ($3, $1, 'generated/' || $4::text, 'image/png', 1, 'm') on conflict do nothing",
     "upsert image": "insert into images (id, owner_id, object_key, content_type, size_bytes, model) "
-    "values ($3, $1, 'generated/' || $3::text, 'image/png', 1, 'm') "
+    "values ($3, $1, 'generated/' || $4::text, 'image/png', 1, 'm') "
     "on conflict (id) do update set owner_id = excluded.owner_id, steps = coalesce(images.steps, 0) + 1",
     "star image": "update images set starred = not starred where id = $3",
     "touch image": "update images set starred = starred where id = $3",
@@ -113,7 +114,7 @@ VERBS = {
     "use job": "update images set job_id = (select j.id from jobs j where j.id = $3) where owner_id in ($1, $2)",
     "delete job": "delete from jobs where id = $3",
     "insert reference": "insert into reference_images (id, owner_id, object_key, content_type, size_bytes, filename) "
-    "values ($3, $1, 'reference/' || $3::text, 'image/png', 1, 'a.png') on conflict do nothing",
+    "values ($3, $1, 'reference/' || $4::text, 'image/png', 1, 'a.png') on conflict do nothing",
     "move reference": "update reference_images set owner_id = $2 where id = $3",
     "delete reference": "delete from reference_images where id = $3",
     "grant": "update accounts set balance_tenths = balance_tenths + 5 where owner_id = $1",
@@ -137,18 +138,22 @@ transactions = st.builds(
 )
 
 
+class Undo(Exception):
+    """Raised to roll a block back."""
+
+
 async def run(connection: Any, transaction: Transaction, users: list[str], ids: list[uuid.UUID]) -> None:
-    outer = connection.transaction()
-    await outer.start()
-    for step in transaction.steps:
-        await take(connection, step, users, ids)
-    if transaction.undone_steps:
-        inner = connection.transaction()
-        await inner.start()
-        for step in transaction.undone_steps:
-            await take(connection, step, users, ids)
-        await inner.rollback()
-    await (outer.rollback() if transaction.is_undone else outer.commit())
+    with suppress(Undo):
+        async with connection.transaction():
+            for step in transaction.steps:
+                await take(connection, step, users, ids)
+            with suppress(Undo):
+                async with connection.transaction():
+                    for step in transaction.undone_steps:
+                        await take(connection, step, users, ids)
+                    raise Undo
+            if transaction.is_undone:
+                raise Undo
 
 
 async def take(connection: Any, step: Step, users: list[str], ids: list[uuid.UUID]) -> None:
@@ -157,11 +162,9 @@ async def take(connection: Any, step: Step, users: list[str], ids: list[uuid.UUI
     values = [users[step.whose], users[1 - step.whose], ids[step.row], uuid.uuid4()]
     # Postgres wants to know each parameter's type, the unused ones' too.
     typed = f"with unused as (select $1::text, $2::text, $3::uuid, $4::uuid) {sql}"
-    try:
+    with suppress(asyncpg.ForeignKeyViolationError):
         async with connection.transaction():
             await connection.execute(typed, *values)
-    except asyncpg.ForeignKeyViolationError:
-        pass
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
