@@ -361,9 +361,9 @@ async def test_a_reader_whose_replica_is_closed_meanwhile_still_gets_its_floor(
 
     answer = await reading
     await other
+    await fleet.close()
     history.check("ana", answer)
     assert position(answer.cursor) == bookmark
-    await fleet.close()
 
 
 @pytest.mark.parametrize("reason", ["bulk", "horizon"])

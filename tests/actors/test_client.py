@@ -146,7 +146,11 @@ async def test_a_host_that_does_not_hear_opens_its_breaker_and_comes_back_as_ano
 
     again = await start_host(0)
     assert again.generation == 2
-    await until(lambda: from_somewhere(client, user))
+
+    async def is_asked_again() -> bool:
+        return await from_somewhere(client, user) and again.stats().active == 1
+
+    await until(is_asked_again)
     assert [stats.generation for stats in await client.stats() if stats.host == "test/0"] == [2]
     await asyncio.wait_for(hosts[0].stopped(), 5)
 
@@ -180,7 +184,7 @@ async def test_a_host_that_accepts_and_says_nothing_costs_one_deadline(short_fol
         pauses.append(client._hosts["silent/0"].open_until - time.monotonic())
         with pytest.raises(Retryable, match="failed a moment ago"):
             await client.read("ana", ALL, None, timeout_s=0.05)
-    assert pauses == sorted(pauses)
+    assert pauses[0] < pauses[1] < pauses[2]
     assert 0.1 < pauses[0] < 0.3
     assert 1.5 < pauses[-1] <= 2.0
     await client.close()

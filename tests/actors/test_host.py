@@ -301,7 +301,7 @@ async def test_a_stopped_host_leaves_nothing(start_host: StartHost, primary: Pri
         _, bookmark = await history.write(["user-0"], lambda c: add_image(c, "user-0", f"{round_}"))
         client.poke("user-0", bookmark)
         with pytest.raises(CallError):
-            await client.read("somebody new", ALL, None, timeout_s=5)
+            await client.read(f"new-{round_}", ALL, None, timeout_s=5)
         if round_ % 2:
             await client.close()
             await host.stop()

@@ -292,6 +292,7 @@ class Both:
             page = json.loads(await self.body(query) or b"")
             assert len(page["images"]) <= query.limit
             seen += [document["id"] for document in page["images"]]
+            assert len(seen) == len(set(seen)), "an image came twice"
             if page["next_page_token"] is None:
                 return seen
             assert len(page["images"]) == query.limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -263,19 +264,43 @@ async def test_silent_primary_is_unavailable_within_the_wait(silent: Primary) ->
     assert time.monotonic() - began < 1.5
 
 
+MINE = "select pid from pg_stat_activity where application_name = 'peruse test' and datname = current_database()"
+END_MINE = f"select pg_terminate_backend(pid, 5000) from ({MINE}) m"
+
+
+async def fill(primary: Primary) -> None:
+    """Open all the connections that the pool may have."""
+    await asyncio.gather(*(primary.fetch("select pg_sleep(0.05)") for _ in range(8)))
+
+
 async def test_pool_comes_back_after_all_its_connections_were_ended(
     primary: Primary, connection: asyncpg.Connection
 ) -> None:
     """A restart of the primary: the very next read and write work, on new connections."""
-    mine = "select pid from pg_stat_activity where application_name = 'peruse test' and datname = current_database()"
-    await asyncio.gather(*(primary.fetch("select pg_sleep(0.05)") for _ in range(8)))
-    assert len(await connection.fetch(mine)) == 8
+    await fill(primary)
+    assert len(await connection.fetch(MINE)) == 8
 
     for _ in range(3):
-        await connection.execute(f"select pg_terminate_backend(pid, 5000) from ({mine}) m")
+        await connection.execute(END_MINE)
         assert await primary.fetch("select 1") == [(1,)]
-    await connection.execute(f"select pg_terminate_backend(pid, 5000) from ({mine}) m")
+    await connection.execute(END_MINE)
     assert (await primary.write("ana", add_one))[1].version == 2
+
+
+async def test_read_on_a_connection_that_is_dead_already_is_tried_again(database: str, primary: Primary) -> None:
+    """Connections ended while the loop was busy look alive until they are used: a read survives that."""
+    await fill(primary)
+
+    async def end_them() -> None:
+        connection = await asyncpg.connect(database)
+        await connection.execute(END_MINE)
+        await connection.close()
+
+    elsewhere = threading.Thread(target=asyncio.run, args=(end_them(),))
+    elsewhere.start()
+    elsewhere.join()  # blocks the loop, so that it hears of nothing
+
+    assert await primary.fetch("select 1") == [(1,)]
 
 
 async def test_write_whose_connection_is_ended_is_unavailable(primary: Primary, connection: asyncpg.Connection) -> None:
