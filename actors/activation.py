@@ -72,6 +72,7 @@ class Replicas:
         self._idle_s = idle_s
         self._active: dict[str, Active] = {}
         self._seeding: dict[str, asyncio.Task[None]] = {}
+        self._is_closed = False
         self._seed_slots = asyncio.Semaphore(concurrent_seeds)
         self._sync = Sync(
             primary,
@@ -101,15 +102,22 @@ class Replicas:
             Retryable: it cannot be used now.
             QueryTooCostly: the query was stopped.
         """
-        active = self._activate(user)
-        if active.must_pull or active.is_behind(floor):
+        for _ in range(4):
+            active = self._activate(user)
+            if not (active.must_pull or active.is_behind(floor)):
+                break
             try:
                 await self._sync.pull(active)
             except PrimaryUnavailable as error:
                 if active.is_behind(floor):
                     raise Behind(f"replica of {user} is behind its reader, and {error}") from error
                 active.must_pull = False  # the next sweep that gets through will tell
-            active = self._activate(user)  # the pull may have ended in a reset
+            if self._activate(user) is active:
+                if user in self._seeding and active.is_behind(floor):
+                    raise Seeding(f"replica of {user} is old and is being made again")
+                break  # pulled: a floor that it still does not reach is beyond the head
+        else:
+            raise Retryable(f"replica of {user} is closed again and again")
         if active.is_full:
             raise Retryable(f"there is no room for changes of {user}")
         answer = self._answer(active, encoded)
@@ -131,7 +139,9 @@ class Replicas:
                 await asyncio.shield(self._seeding[user])
                 continue
             applied = await self._sync.pull(active)
-            if self._active.get(user) is active:
+            if user in self._seeding:
+                await asyncio.shield(self._seeding[user])  # it ended in a reset
+            elif self._active.get(user) is active:
                 return active.replica.cursor, applied
         raise Retryable(f"replica of {user} could not be made")
 
@@ -168,6 +178,8 @@ class Replicas:
         active = self._active.get(user)
         if active is not None:
             return active
+        if self._is_closed:
+            raise Retryable("this host is stopping")
         if user not in self._seeding:
             path = self._folder.find(user)
             if path is not None:
@@ -276,7 +288,8 @@ class Replicas:
         return len(idle)
 
     async def close(self) -> None:
-        """Stop seeding and close every file."""
+        """Stop seeding and close every file; nothing is opened again."""
+        self._is_closed = True
         tasks = list(self._seeding.values())
         for task in tasks:
             task.cancel()

@@ -44,6 +44,7 @@ class ReplicaFolder:
                 continue
             folder = cls(path, lock)
             folder._clean()
+            _remove_abandoned(replicas, name, keep=path)
             return folder
         raise OSError(f"{replicas / name} and its replacement are both locked")
 
@@ -60,7 +61,10 @@ class ReplicaFolder:
         numbered = self._numbered(user)
         stem = self._stem(user)
         stem.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return stem.with_name(f"{stem.name}.{max(numbered, default=0) + 1}.db")
+        last = max(numbered, default=0)
+        while any(stem.parent.glob(f"{stem.name}.{last + 1}.db*")):
+            last += 1
+        return stem.with_name(f"{stem.name}.{last + 1}.db")
 
     def delete_others(self, user: str, keep: Path) -> None:
         """Delete the user's files but `keep`. Only for files that are closed."""
@@ -98,6 +102,19 @@ class ReplicaFolder:
             marker.write_text(boot)
         for staging in self.path.glob("??/??/*.staging"):
             delete_files(staging)
+
+
+def _remove_abandoned(replicas: Path, name: str, *, keep: Path) -> None:
+    """Remove folders that replaced ours for a while, and that nobody holds any more."""
+    for path in replicas.glob(f"{name}.*"):
+        if path == keep or not (path / "lock").exists():
+            continue
+        with (path / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _boot_id() -> str:

@@ -11,6 +11,7 @@ import os
 import resource
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ BEAT_S = 1.0
 SWEEP_S = 1.0
 #: Handles that are not replicas: sockets, connections, logs, libraries.
 _OTHER_HANDLES = 256
+#: How long a drain may take in all, and what of it is left for requests under way after gateways have heard.
+_DRAIN_S, _FINISH_S = 2.5, 1.0
+_SHORT_PREFIX = "peruse-host-"
 _MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 108
 
 
@@ -67,6 +71,9 @@ class ReplicaHost:
         self._documents = Documents(store.files_base)
         self._metrics = HostMetrics()
         self._connections: set[WireServer] = set()
+        #: What was taken so far, and how to give it back: the last first.
+        self._taken = AsyncExitStack()
+        self._ending: asyncio.Task[None] | None = None  # held, so that it is not collected half-way
         self._tasks: list[asyncio.Task[None]] = []
         self._state = "live"
         self._stopped = asyncio.Event()
@@ -77,19 +84,28 @@ class ReplicaHost:
         Raises:
             SettingError: the settings contradict each other.
         """
+        if self._settings.wire_listen and not self._settings.wire_secret.get_secret_value():
+            raise SettingError("PERUSE_WIRE_SECRET must be set when PERUSE_WIRE_LISTEN is")
+        try:
+            await self._start()
+        except BaseException:
+            await self._taken.aclose()
+            raise
+        log.info("host.started", host=self.id, generation=self.generation, address=self.address)
+
+    async def _start(self) -> None:
         max_active = min(self._settings.host_max_active, _raise_file_limit())
-        self._control = await Primary.open(self._url, name=f"{self.id} control", size=1)
-        self._pulls = await Primary.open(self._url, name=f"{self.id} pulls", size=self._settings.host_pulls)
-        self._seeds = await Primary.open(
-            self._url, name=f"{self.id} seeds", size=self._settings.host_seeds, wait_s=30.0, statement_timeout_s=300.0
-        )
+        self._control = await self._open_primary("control", 1)
+        pulls = await self._open_primary("pulls", self._settings.host_pulls)
+        seeds = await self._open_primary("seeds", self._settings.host_seeds, wait_s=30.0, statement_timeout_s=300.0)
         self.generation = await self._register(max_active)
         replicas = self._settings.replicas_folder(self._data)
-        self._folder = ReplicaFolder.claim(replicas, self.id, generation=self.generation)
+        folder = ReplicaFolder.claim(replicas, self.id, generation=self.generation)
+        self._taken.callback(folder.release)
         self._replicas = Replicas(
-            self._folder,
-            self._pulls,
-            self._seeds,
+            folder,
+            pulls,
+            seeds,
             self._documents,
             clock=self._clock,
             metrics=self._metrics,
@@ -98,11 +114,17 @@ class ReplicaHost:
             concurrent_pulls=self._settings.host_pulls,
             concurrent_seeds=self._settings.host_seeds,
         )
+        self._taken.push_async_callback(self._replicas.close)
         self._server = await self._listen()
+        self._taken.callback(self._stop_listening)
         await self._beat()
         for name, period_s, work in (("beat", BEAT_S, self._beat), ("sweep", SWEEP_S, self._sweep)):
             self._tasks.append(asyncio.create_task(self._every(period_s, work), name=name))
-        log.info("host.started", host=self.id, generation=self.generation, address=self.address)
+
+    async def _open_primary(self, name: str, size: int, **options: float) -> Primary:
+        primary = await Primary.open(self._url, name=f"{self.id} {name}", size=size, **options)
+        self._taken.push_async_callback(primary.close)
+        return primary
 
     async def _register(self, capacity: int) -> int:
         while True:
@@ -117,12 +139,13 @@ class ReplicaHost:
         loop = asyncio.get_running_loop()
         if self._settings.wire_listen:
             secret = self._settings.wire_secret.get_secret_value().encode()
-            if not secret:
-                raise SettingError("PERUSE_WIRE_SECRET must be set when PERUSE_WIRE_LISTEN is")
             host, _, port = self._settings.wire_listen.rpartition(":")
-            server = await loop.create_server(
-                lambda: WireServer(self, self._connections, secret=secret), host, int(port)
-            )
+            try:
+                server = await loop.create_server(
+                    lambda: WireServer(self, self._connections, secret=secret), host, int(port)
+                )
+            except (OSError, ValueError) as error:
+                raise SettingError(f"cannot listen on {self._settings.wire_listen}: {error}") from error
             self.address = f"tcp:{host}:{server.sockets[0].getsockname()[1]}"
             return server
         path = _socket_path(self._data / "run" / "hosts", f"{self._slot}.{self.generation}.sock")
@@ -136,12 +159,19 @@ class ReplicaHost:
         await self._stopped.wait()
 
     async def drain(self) -> None:
-        """Take no new users, finish what is under way, then stop."""
+        """Say that others should be asked, finish what is under way, then stop."""
         self._state = "draining"
         try:
             await self._beat()
         except PrimaryUnavailable:
             pass
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _DRAIN_S
+        # Gateways look once a second; those that are gone do not have to hear of it.
+        while self._connections and loop.time() < deadline - _FINISH_S:
+            await asyncio.sleep(0.05)
+        while any(connection.in_flight for connection in self._connections) and loop.time() < deadline:
+            await asyncio.sleep(0.02)
         await self.stop()
 
     async def stop(self) -> None:
@@ -155,17 +185,19 @@ class ReplicaHost:
             await asyncio.wait_for(hosts.leave(self._control, self.id, self.generation), 1.0)
         except (PrimaryUnavailable, TimeoutError):
             pass  # its heartbeat says the same, five seconds later
+        await self._taken.aclose()
+        self._stopped.set()
+        log.info("host.stopped", host=self.id, generation=self.generation)
+
+    def _stop_listening(self) -> None:
         self._server.close()
         for connection in list(self._connections):
             connection.close()
-        await self._replicas.close()
-        self._folder.release()
-        for primary in (self._control, self._pulls, self._seeds):
-            await primary.close()
         if self.address.startswith("unix:"):
-            Path(self.address[5:]).unlink(missing_ok=True)  # noqa: ASYNC240 - one directory entry
-        self._stopped.set()
-        log.info("host.stopped", host=self.id, generation=self.generation)
+            path = Path(self.address[5:])
+            path.unlink(missing_ok=True)
+            if path.parent.name.startswith(_SHORT_PREFIX):
+                path.parent.rmdir()
 
     # --- what the wire asks ---------------------------------------------------------------------------------------
 
@@ -222,7 +254,7 @@ class ReplicaHost:
                 pass  # ages grow, and reads say so
             except hosts.Replaced as replaced:
                 log.warning("host.replaced", host=self.id, reason=str(replaced))
-                asyncio.get_running_loop().create_task(self.stop())
+                self._ending = asyncio.get_running_loop().create_task(self.stop())
                 return
             except Exception:
                 log.exception("host.loop_failed", host=self.id)
@@ -252,7 +284,7 @@ def _page(answer: Answer, have: int) -> tuple[PageHead, bytes]:
 
 def _socket_path(folder: Path, name: str) -> Path:
     if len(os.fsencode(folder / name)) > _MAX_SOCKET_PATH:
-        folder = Path(tempfile.mkdtemp(prefix="peruse-"))
+        folder = Path(tempfile.mkdtemp(prefix=_SHORT_PREFIX))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / name
     path.unlink(missing_ok=True)

@@ -48,6 +48,15 @@ _PRAGMAS: Final = (
 _stamps: Final = count(secrets.randbits(62) + 1)
 
 
+#: What a damaged file raises; UnicodeDecodeError comes from sqlite3 when the schema's text is damaged.
+_BROKEN: Final = (sqlite3.Error, UnicodeDecodeError)
+
+
+def _code(error: BaseException) -> int:
+    """SQLite's code; 0 for errors of the Python module, which have none."""
+    return int(getattr(error, "sqlite_errorcode", 0))
+
+
 class KeptPage(NamedTuple):
     """The bytes of an answer, the hash of its query for ETags, and its stamp. Body None: there is no such row."""
 
@@ -91,13 +100,18 @@ class Replica:
         connection: sqlite3.Connection | None = None
         try:
             connection = sqlite3.connect(
-                f"file:{path}?mode=rw", uri=True, isolation_level=None, check_same_thread=False, cached_statements=24
+                f"{path.absolute().as_uri()}?mode=rw",
+                uri=True,
+                timeout=0,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=24,
             )
             for pragma in _PRAGMAS:
                 connection.execute(pragma)
             _check(connection, user, version)
             return cls(path, user, connection, version)
-        except (sqlite3.Error, ReplicaBroken, TypeError) as error:
+        except (*_BROKEN, ReplicaBroken, TypeError) as error:
             if connection is not None:
                 connection.close()
             raise ReplicaBroken(f"replica file of {user} cannot be used: {error}") from error
@@ -132,10 +146,15 @@ class Replica:
                     execute(UPSERT[kind], (row.id, *row.filters, row.document))
             execute("update meta set epoch = ?, version = ?, nonce = ?", head)
             execute("commit")
-        except sqlite3.Error as error:
-            if self._connection.in_transaction:
-                execute("rollback")
-            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_FULL:
+        except BaseException as error:
+            try:
+                if self._connection.in_transaction:
+                    execute("rollback")
+            except sqlite3.Error as second:
+                raise ReplicaBroken(f"changes of {self.user} could not be undone: {second}") from error
+            if not isinstance(error, _BROKEN):
+                raise
+            if _code(error) & 0xFF == sqlite3.SQLITE_FULL:
                 raise DiskFull(f"no room to apply changes of {self.user}") from error
             raise ReplicaBroken(f"changes of {self.user} could not be applied: {error}") from error
         self.cursor = head
@@ -166,8 +185,8 @@ class Replica:
         self._connection.set_progress_handler(self._step, 10_000)
         try:
             body = answer(self._connection, decode_query(encoded))
-        except sqlite3.Error as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+        except (*_BROKEN, TypeError) as error:
+            if _code(error) == sqlite3.SQLITE_INTERRUPT:
                 raise QueryTooCostly(f"a query of {self.user} was stopped after {MAX_STEPS:,} steps") from error
             raise ReplicaBroken(f"replica of {self.user} cannot be read: {error}") from error
         finally:
@@ -206,5 +225,5 @@ def _pragma_version(connection: sqlite3.Connection) -> int:
 
 def delete_files(path: Path) -> None:
     """Delete a closed replica: its file, and what SQLite may have left beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
+    for suffix in ("-wal", "-shm", "-journal", ""):  # the log first: alone, it would be the next file's
         path.with_name(path.name + suffix).unlink(missing_ok=True)

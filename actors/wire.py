@@ -6,8 +6,8 @@ The body is a msgspec array in MessagePack; a `PAGE` has its head's length (u16)
 they go to the client. Nothing is pickled. Many requests are in flight on one connection; what is sent in one turn of
 the loop goes out in one write. Deadlines travel as remaining milliseconds: clocks of two machines are not compared.
 
-Over TCP both ends first prove that they know the shared secret: HELLO carries a challenge, AUTH its HMAC. A Unix
-socket has mode 0600 instead.
+Over TCP the asker first proves that it knows the shared secret: HELLO carries a challenge, AUTH its HMAC, and an empty
+HELLO says that it was right. A Unix socket has mode 0600 instead.
 """
 
 from __future__ import annotations
@@ -292,6 +292,7 @@ class WireServer(_FrameProtocol):
         if kind != Type.AUTH or not hmac.compare_digest(body, _proof(self._secret, self._challenge)):
             raise BadFrame("the other end does not know the secret")
         self._challenge = b""
+        self.send(frame(0, Type.HELLO, b""))
 
     def _close_unless_trusted(self) -> None:
         if self._challenge:
@@ -367,23 +368,30 @@ class WireClient(_FrameProtocol):
 
     def frame_received(self, request_id: int, kind: int, body: bytes) -> None:
         if kind == Type.HELLO and self._secret is not None:
-            self.send(frame(0, Type.AUTH, _proof(self._secret, body)))
-            self.ready.set_result(None)
+            if body:
+                self.send(frame(0, Type.AUTH, _proof(self._secret, body)))
+            elif not self.ready.done():
+                self.ready.set_result(None)
             return
         waiting = self._pending.pop(request_id, None)
         if waiting is None or waiting[0].done():
             return  # it was given up
         future = waiting[0]
-        if kind == Type.PAGE:
-            stop = 2 + _SHORT.unpack_from(body)[0]
-            future.set_result(PageReply(_decode_page_head(body[2:stop]), body[stop:]))
-        elif kind == Type.REPLY:
-            future.set_result(body)
-        elif kind == Type.ERROR:
-            error = _decode_error(body)
-            future.set_exception(_ERRORS.get(error.code, CallError)(error.message))
-        else:
-            raise BadFrame(f"a reply of unknown type {kind}")
+        try:
+            if kind == Type.PAGE:
+                stop = 2 + _SHORT.unpack_from(body)[0]
+                future.set_result(PageReply(_decode_page_head(body[2:stop]), body[stop:]))
+            elif kind == Type.REPLY:
+                future.set_result(body)
+            elif kind == Type.ERROR:
+                error = _decode_error(body)
+                future.set_exception(_ERRORS.get(error.code, CallError)(error.message))
+            else:
+                raise BadFrame(f"a reply of unknown type {kind}")
+        except Exception:
+            # It is in nobody's list any more: without this, whoever asked would wait for ever.
+            future.set_exception(Retryable("the host's answer cannot be read"))
+            raise
 
     def request(self, kind: Type, body: bytes, timeout_s: float) -> asyncio.Future[Any]:
         """Send a request; the future gives a `PageReply` for READ, else the reply's bytes.

@@ -336,7 +336,7 @@ class EmbeddedPostgres:
 
 
 async def _ended(process: subprocess.Popen[bytes]) -> int:
-    while (code := process.poll()) is None:  # noqa: ASYNC110 - nothing tells us
+    while (code := process.poll()) is None:
         await asyncio.sleep(_TICK_S)
     return code
 

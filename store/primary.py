@@ -45,6 +45,13 @@ AWAY: Final = (
     asyncpg.QueryCanceledError,
     asyncpg.ReadOnlySQLTransactionError,
 )
+#: What a connection says that died while it was idle in the pool.
+_DEAD: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    ConnectionError,
+)
 _AGAIN: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 _ATTEMPTS: Final = 5
 
@@ -135,8 +142,9 @@ class Primary:
             return await self._fetch(sql, parameters)
         except PrimaryUnavailable as error:
             # A restart of the primary leaves dead connections in the pool: the next one is new.
-            if not isinstance(error.__cause__, asyncpg.PostgresConnectionError | asyncpg.InterfaceError):
+            if not isinstance(error.__cause__, _DEAD):
                 raise
+            await self._pool.expire_connections()
         return await self._fetch(sql, parameters)
 
     async def _fetch(self, sql: str, parameters: tuple[Any, ...]) -> list[asyncpg.Record]:

@@ -58,6 +58,10 @@ class PrimaryReads:
                     # It was sent before we came: what we have to see may have been written since.
                     if floor is None or not floor.is_after(*page.at):
                         return page
+                    # Others who waited with us are in the same position: one of us sends, and the rest join.
+                    again = self._shared.get(key)
+                    if again is not None and again is not shared:
+                        return await asyncio.shield(again)
                 return await asyncio.shield(self._start(key))
         except TimeoutError:
             raise PrimaryUnavailable(f"the primary did not answer within {timeout_s} s") from None

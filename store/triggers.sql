@@ -85,12 +85,13 @@ declare
   o text; n text;
 begin
   select string_agg('old.' || quote_ident(c), ', '), string_agg('new.' || quote_ident(c), ', ') into o, n from unnest(cols) c;
+  -- *<> compares what is stored: 1.0 and 1.00 are equal to jsonb and numeric, and print differently in a document.
   execute format('drop trigger if exists sync_insert_delete on %s', tbl);
   execute format('drop trigger if exists sync_update on %s', tbl);
   execute format('drop trigger if exists sync_truncate on %s', tbl);
-  execute format('create trigger sync_insert_delete after insert or delete on %s for each row execute function {schema}.sync_note(%L)', tbl, kind);
-  execute format('create trigger sync_update after update on %s for each row when ((%s) is distinct from (%s)) execute function {schema}.sync_note(%L)', tbl, o, n, kind);
-  execute format('create trigger sync_truncate before truncate on %s for each statement execute function {schema}.sync_refuse()', tbl);
+  execute format('create trigger sync_insert_delete after insert or delete on %s for each row execute function sync_note(%L)', tbl, kind);
+  execute format('create trigger sync_update after update on %s for each row when (row(%s)::record *<> row(%s)::record) execute function sync_note(%L)', tbl, o, n, kind);
+  execute format('create trigger sync_truncate before truncate on %s for each statement execute function sync_refuse()', tbl);
   execute format('alter table %s enable always trigger sync_insert_delete, enable always trigger sync_update, enable always trigger sync_truncate', tbl);
 end $$;
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable
@@ -222,26 +223,29 @@ async def test_over_tcp_a_secret_is_needed(start_host: StartHost, primary: Prima
     await host.stop()
 
 
-async def test_a_start_that_is_refused_leaves_nothing(database: str, short_folder: Path, primary: Primary) -> None:
+@pytest.mark.parametrize("secret", ["", "shared"])
+async def test_a_start_that_fails_leaves_nothing(
+    database: str, short_folder: Path, primary: Primary, secret: str
+) -> None:
     """Neither connections nor the lock of the folder, which the next start needs."""
-    host = make_host(short_folder / "data", database, wire_listen="127.0.0.1:0")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        host = make_host(short_folder / "data", database, wire_listen=address, wire_secret=secret)
+        reason = f"cannot listen on {address}" if secret else "PERUSE_WIRE_SECRET must be set"
 
-    with pytest.raises(SettingError, match="PERUSE_WIRE_SECRET must be set when PERUSE_WIRE_LISTEN is"):
-        await host.start()
+        with pytest.raises(SettingError, match=reason):
+            await host.start()
 
     async with primary.connection() as connection:
         backends = await connection.fetchval(
             "select count(*) from pg_stat_activity where application_name like 'peruse test/0%'"
         )
     folder = ReplicaFolder.claim(short_folder / "data" / "replicas", "test/0", generation=2)
-    try:
-        assert backends == 0
-        assert folder.path.name == "test_0"
-    finally:
-        folder.release()
-        host._folder.release()
-        for pool in (host._control, host._pulls, host._seeds):
-            await pool.close()
+    folder.release()
+    assert backends == 0
+    assert folder.path.name == "test_0"
 
 
 def make_host(data: Path, database: str, **settings: object) -> ReplicaHost:
