@@ -13,7 +13,8 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 
@@ -323,10 +324,26 @@ async def process() -> AsyncIterator[PictureProcess]:
 SMALL = encoded(photo(64, 64), "PNG")
 
 
+@pytest.fixture(autouse=True)
+def elsewhere() -> Iterator[None]:
+    """Other tests of the run may keep workers of their own: they do not count here."""
+    _others.update(child.pid for child in multiprocessing.active_children())
+    yield
+    _others.clear()
+
+
+_others: set[int | None] = set()
+
+
+def workers() -> list[BaseProcess]:
+    """The worker processes that this test started."""
+    return [child for child in multiprocessing.active_children() if child.pid not in _others]
+
+
 async def worker_of(process: PictureProcess) -> int:
     """Starts the worker by giving it a picture, and returns its pid."""
     await process.prepare(SMALL)
-    pids = [child.pid for child in multiprocessing.active_children()]
+    pids = [child.pid for child in workers()]
     assert len(pids) == 1
     assert pids[0] is not None
     return pids[0]
@@ -356,7 +373,7 @@ async def test_what_is_no_picture_starts_no_process(process: PictureProcess) -> 
     with pytest.raises(UnsupportedPicture):
         await process.prepare(b"text")
 
-    assert multiprocessing.active_children() == []
+    assert workers() == []
 
 
 async def test_worker_that_dies_costs_its_picture_and_no_other(process: PictureProcess) -> None:
@@ -393,7 +410,7 @@ async def test_worker_that_died_while_idle_costs_no_picture(process: PictureProc
     assert select.select([ended], [], [], 10)[0]
     os.close(ended)
     # The executor notices on a thread of its own; it has joined the process when it is no child any more.
-    while multiprocessing.active_children():
+    while workers():
         await asyncio.sleep(0.001)
 
     assert (await process.prepare(SMALL)).width == 64
@@ -478,7 +495,7 @@ async def test_close_ends_the_worker_and_fails_who_waits(process: PictureProcess
     for task in (running, waiting, process.prepare(SMALL)):
         with pytest.raises(PicturesBusy, match="no pictures are read any more"):
             await task
-    assert multiprocessing.active_children() == []
+    assert workers() == []
 
 
 async def test_worker_that_cannot_start_blames_no_picture() -> None:
