@@ -12,13 +12,17 @@ from actors.client import ReplicaClient
 from actors.errors import Behind, CallError, Overloaded, ReplicaError, Retryable, Seeding
 from actors.metrics import BUCKETS_S, HostStats
 from actors.schema import user_version
-from actors.wire import PageState
+from actors.seed import seed as seed_file
+from actors.wire import Outcome, PageState, ReplicaInfo
 
 __all__ = [
     # what the gateway asks with
     "ReplicaClient",
+    "seed_file",
+    "Outcome",
     "PageState",
     "user_version",
+    "ReplicaInfo",
     # what a host says of itself
     "BUCKETS_S",
     "HostStats",

@@ -20,6 +20,7 @@ from actors.replica import KeptPage, Replica, delete_files
 from actors.schema import user_version
 from actors.seed import seed
 from actors.sync import Active, Sync
+from actors.wire import Outcome, ReplicaInfo
 from store.changes import Cursor, Reset
 from store.clock import Clock
 from store.documents import Documents
@@ -38,11 +39,12 @@ _SEED_PAUSE_S = 0.5
 
 
 class Answer(NamedTuple):
-    """What a replica says: where it stands, how long ago that was known to be the head, and the page."""
+    """What a replica says: where it stands, how long ago that was known to be the head, the page, and how it came."""
 
     cursor: Cursor
     age_s: int
     page: KeptPage
+    outcome: Outcome
 
 
 class Replicas:
@@ -86,44 +88,81 @@ class Replicas:
 
     # --- reading ------------------------------------------------------------------------------------------------
 
-    def peek(self, user: str, encoded: bytes, floor: Bookmark | None) -> Answer | None:
+    def peek(self, user: str, encoded: bytes, floor: Bookmark | None, *, max_age_s: int = -1) -> Answer | None:
         """The answer when nothing has to be waited for; None otherwise. This is the hot path."""
         active = self._active.get(user)
         if active is None or active.must_pull or active.is_full or (floor is not None and active.is_behind(floor)):
             return None
-        return self._answer(active, encoded)
+        if max_age_s >= 0 and self._age_s(active) > max_age_s:
+            return None
+        return self._answer(active, encoded, Outcome.FRESH)
 
-    async def read(self, user: str, encoded: bytes, floor: Bookmark | None) -> Answer:
-        """The answer at `floor` or newer, after opening or pulling as needed. A floor beyond the head is dropped.
+    async def read(
+        self,
+        user: str,
+        encoded: bytes,
+        floor: Bookmark | None,
+        *,
+        max_wait_s: float = 0.25,
+        max_age_s: int = -1,
+        validate: bool = False,
+        stale_ok: bool = False,
+    ) -> Answer:
+        """The answer after opening or pulling as needed; see `ReadRequest` for what may be asked.
+
+        A floor that is beyond the primary's head too is dropped: somebody made it up, or its history is lost.
 
         Raises:
             Seeding: the replica is being made.
-            Behind: the primary did not let it reach the floor.
+            Behind: the primary did not let it get where it was asked to be, in time.
             Retryable: it cannot be used now.
             QueryTooCostly: the query was stopped.
         """
-        for _ in range(4):
-            active = self._activate(user)
-            if not (active.must_pull or active.is_behind(floor)):
-                break
+        active = self._activate(user)
+        outcome = Outcome.FRESH
+        if validate or active.must_pull or active.is_behind(floor) or self._is_older(active, max_age_s):
             try:
-                await self._sync.pull(active)
-            except PrimaryUnavailable as error:
-                if active.is_behind(floor):
-                    raise Behind(f"replica of {user} is behind its reader, and {error}") from error
+                async with asyncio.timeout(max_wait_s):
+                    active = await self._pulled(user, floor, validate=validate)
+                outcome = Outcome.STALE if user in self._seeding else Outcome.WAITED
+            except (PrimaryUnavailable, TimeoutError) as error:
+                active = self._activate(user)
+                behind = validate or active.is_behind(floor)
+                if self._is_older(active, max_age_s) or (behind and not stale_ok):
+                    raise Behind(f"replica of {user} could not be brought up to date in time: {error}") from error
                 active.must_pull = False  # the next sweep that gets through will tell
-            if self._activate(user) is active:
-                if user in self._seeding and active.is_behind(floor):
-                    raise Seeding(f"replica of {user} is old and is being made again")
-                break  # pulled: a floor that it still does not reach is beyond the head
-        else:
-            raise Retryable(f"replica of {user} is closed again and again")
+                outcome = Outcome.STALE
         if active.is_full:
             raise Retryable(f"there is no room for changes of {user}")
-        answer = self._answer(active, encoded)
+        answer = self._answer(active, encoded, outcome)
         if answer is None:
             raise Seeding(f"replica of {user} was broken and is being made again")
         return answer
+
+    async def _pulled(self, user: str, floor: Bookmark | None, *, validate: bool) -> Active:
+        """The replica after a pull that ended on it: one that was closed meanwhile is opened and pulled again.
+
+        Raises:
+            PrimaryUnavailable: it is as it was.
+            Seeding: changes cannot bring it to the floor; it is being made anew.
+        """
+        while True:
+            active = self._activate(user)
+            if validate or active.is_behind(floor):
+                await self._sync.pull_forced(active, floor)
+            else:
+                await self._sync.pull(active)
+            if self._active.get(user) is active:
+                if user in self._seeding and (validate or active.is_behind(floor)):
+                    raise Seeding(f"replica of {user} is old and is being made again")
+                return active
+
+    def _is_older(self, active: Active, max_age_s: int) -> bool:
+        return max_age_s >= 0 and self._age_s(active) > max_age_s
+
+    def _age_s(self, active: Active) -> int:
+        """Whole seconds since it was last known to be at head, rounded up."""
+        return max(0, math.ceil(self._clock.monotonic() - active.verified_at))
 
     async def sync(self, user: str) -> tuple[Cursor, int]:
         """Bring `user`'s replica to head now, making it first if need be; answers (cursor, rows changed).
@@ -151,7 +190,7 @@ class Replicas:
         if active is not None and active.is_behind(bookmark):
             self._sync.pull_soon(active)
 
-    def _answer(self, active: Active, encoded: bytes) -> Answer | None:
+    def _answer(self, active: Active, encoded: bytes, outcome: Outcome) -> Answer | None:
         now = self._clock.monotonic()
         active.used_at = now
         replica = active.replica
@@ -165,7 +204,7 @@ class Replicas:
         else:
             self._metrics.kept_reads += 1
         self._metrics.reads += 1
-        return Answer(replica.cursor, max(0, math.ceil(now - active.verified_at)), page)
+        return Answer(replica.cursor, max(0, math.ceil(now - active.verified_at)), page, outcome)
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -297,6 +336,56 @@ class Replicas:
         for active in list(self._active.values()):
             self._close(active)
 
+    # --- for operators --------------------------------------------------------------------------------------------
+
+    def inspect(self, user: str) -> ReplicaInfo:
+        """What is known of one replica; opens nothing."""
+        active = self._active.get(user)
+        if active is not None:
+            return self._info(active)
+        path = self._folder.find(user)
+        state = "seeding" if user in self._seeding else "cold" if path is None else "passive"
+        if path is None:
+            return ReplicaInfo(user, state)
+        return ReplicaInfo(user, state, file_bytes=_size(path), path=str(path))
+
+    def list_active(self, limit: int) -> list[ReplicaInfo]:
+        """The open replicas, the one read last first, at most `limit`."""
+        actives = sorted(self._active.values(), key=lambda active: active.used_at, reverse=True)
+        return [self._info(active) for active in actives[:limit]]
+
+    def passivate(self, user: str) -> bool:
+        """Close a replica; False when it was not open. Its file stays."""
+        active = self._active.get(user)
+        if active is not None:
+            self._close(active)
+        return active is not None
+
+    def reseed(self, user: str) -> None:
+        """Forget a replica and make it again from the primary."""
+        active = self._active.get(user)
+        if active is not None:
+            self._drop(active)
+        path = self._folder.find(user)
+        if path is not None:
+            delete_files(path)
+        self._start_seed(user)
+
+    def _info(self, active: Active) -> ReplicaInfo:
+        now = self._clock.monotonic()
+        replica = active.replica
+        return ReplicaInfo(
+            replica.user,
+            "active",
+            replica.cursor.epoch,
+            replica.cursor.version,
+            round(now - active.verified_at, 3),
+            round(now - active.used_at, 3),
+            replica.kept_bytes,
+            _size(replica.path),
+            str(replica.path),
+        )
+
     # --- what it holds ------------------------------------------------------------------------------------------
 
     @property
@@ -316,3 +405,14 @@ class Replicas:
         """The greatest age among the active replicas, in seconds."""
         now = self._clock.monotonic()
         return max((now - active.verified_at for active in self._active.values()), default=0.0)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a replica's file and its log."""
+    total = 0
+    for name in (path.name, f"{path.name}-wal"):
+        try:
+            total += path.with_name(name).stat().st_size
+        except FileNotFoundError:
+            continue
+    return total

@@ -17,7 +17,17 @@ import structlog
 from actors.errors import CallError, Retryable
 from actors.metrics import HostStats
 from actors.placement import first
-from actors.wire import CallRequest, PageReply, PageState, PokeRequest, ReadRequest, SyncReply, Type, WireClient
+from actors.wire import (
+    CallRequest,
+    PageReply,
+    PageState,
+    PokeRequest,
+    ReadRequest,
+    ReplicaInfo,
+    SyncReply,
+    Type,
+    WireClient,
+)
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
 from store.hosts import HostRow
@@ -95,8 +105,19 @@ class ReplicaClient:
 
     # --- calls ----------------------------------------------------------------------------------------------------
 
-    async def read(self, user: str, encoded: bytes, floor: Bookmark | None, *, timeout_s: float) -> PageReply:
-        """The page of `user`'s replica.
+    async def read(
+        self,
+        user: str,
+        encoded: bytes,
+        floor: Bookmark | None,
+        *,
+        timeout_s: float,
+        max_wait_ms: int = 250,
+        max_age_s: int = -1,
+        validate: bool = False,
+        stale_ok: bool = False,
+    ) -> PageReply:
+        """The page of `user`'s replica; `ReadRequest` says what the options mean.
 
         Raises:
             CallError: Retryable, Overloaded, Seeding or Behind; the primary may answer instead.
@@ -106,7 +127,9 @@ class ReplicaClient:
         epoch, version = floor or ("", 0)
         kept = self._pages.get((user, encoded))
         have = 0 if kept is None else kept[0]
-        request = ReadRequest(user, encoded, int(timeout_s * 1000), epoch, version, have)
+        request = ReadRequest(
+            user, encoded, int(timeout_s * 1000), epoch, version, have, max_wait_ms, max_age_s, validate, stale_ok
+        )
         reply: PageReply = await wire.request(Type.READ, _encode(request), timeout_s)
         if reply.head.state == PageState.UNCHANGED:
             assert kept is not None
@@ -141,10 +164,50 @@ class ReplicaClient:
         Raises:
             CallError: it could not be done in time.
         """
+        return msgspec.msgpack.decode(await self._call(self._host_of(user), Type.SYNC, user, timeout_s), type=SyncReply)
+
+    async def inspect(self, user: str, *, timeout_s: float = 5.0) -> tuple[HostRow, ReplicaInfo]:
+        """The user's host, and what it knows of their replica.
+
+        Raises:
+            CallError: it does not answer.
+        """
         host = self._host_of(user)
+        return host.row, msgspec.msgpack.decode(await self._call(host, Type.INSPECT, user, timeout_s), type=ReplicaInfo)
+
+    async def passivate(self, user: str, *, timeout_s: float = 5.0) -> bool:
+        """Close the user's replica; False when it was not open.
+
+        Raises:
+            CallError: its host does not answer.
+        """
+        return bool(msgspec.msgpack.decode(await self._call(self._host_of(user), Type.PASSIVATE, user, timeout_s)))
+
+    async def reseed(self, user: str, *, timeout_s: float = 5.0) -> None:
+        """Make the user's replica again from the primary.
+
+        Raises:
+            CallError: its host does not answer.
+        """
+        await self._call(self._host_of(user), Type.RESEED, user, timeout_s)
+
+    async def list_active(self, *, timeout_s: float = 5.0) -> dict[str, list[ReplicaInfo]]:
+        """The open replicas of every live host, up to 1,000 each, the one read last first.
+
+        Raises:
+            CallError: a host does not answer.
+        """
+        found = {}
+        for host in self._hosts.values():
+            if host.row.is_live:
+                body = await self._call(host, Type.ACTIVE, "", timeout_s)
+                found[host.row.id] = msgspec.msgpack.decode(body, type=list[ReplicaInfo])
+        return found
+
+    async def _call(self, host: _Host, kind: Type, user: str, timeout_s: float) -> bytes:
         wire = host.wire or await self._connect(host)
-        request = CallRequest(int(timeout_s * 1000), user)
-        return msgspec.msgpack.decode(await wire.request(Type.SYNC, _encode(request), timeout_s), type=SyncReply)
+        body: bytes = await wire.request(kind, _encode(CallRequest(int(timeout_s * 1000), user)), timeout_s)
+        return body
 
     async def stats(self, *, timeout_s: float = 1.0) -> list[HostStats]:
         """The hosts that answer in time, as they describe themselves."""
@@ -153,9 +216,7 @@ class ReplicaClient:
 
     async def _stats(self, host: _Host, timeout_s: float) -> HostStats | None:
         try:
-            wire = host.wire or await self._connect(host)
-            body = await wire.request(Type.STATS, _encode(CallRequest(int(timeout_s * 1000))), timeout_s)
-            return msgspec.msgpack.decode(body, type=HostStats)
+            return msgspec.msgpack.decode(await self._call(host, Type.STATS, "", timeout_s), type=HostStats)
         except CallError:
             return None
 

@@ -28,6 +28,12 @@ class HostSettings(Settings):
     )
     host_pulls: int = Field(4, ge=1, le=64, description="pulls at once per host, and its connections for them")
     host_seeds: int = Field(2, ge=1, le=64, description="seeds at once per host, and its connections for them")
+    retention_h: float = Field(
+        48.0,
+        gt=0,
+        le=87_600,
+        description="hours that the change log is kept; a replica that slept longer is seeded anew",
+    )
     wire_listen: str = Field(
         "", description="HOST:PORT to listen on for gateways of other machines; empty: a Unix socket only"
     )

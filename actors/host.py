@@ -30,6 +30,7 @@ from store.documents import Documents
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable, SettingError
 from store.primary import Primary
+from store.retention import trim
 
 __all__ = ["ReplicaHost"]
 
@@ -37,6 +38,9 @@ log = structlog.get_logger()
 
 BEAT_S = 1.0
 SWEEP_S = 1.0
+TRIM_S = 600.0
+#: Replicas in one listing: more would not be read by anybody.
+_MAX_LISTED = 1000
 #: Handles that are not replicas: sockets, connections, logs, libraries.
 _OTHER_HANDLES = 256
 #: How long a drain may take in all, and what of it is left for requests under way after gateways have heard.
@@ -97,7 +101,9 @@ class ReplicaHost:
         max_active = min(self._settings.host_max_active, _raise_file_limit())
         self._control = await self._open_primary("control", 1)
         pulls = await self._open_primary("pulls", self._settings.host_pulls)
-        seeds = await self._open_primary("seeds", self._settings.host_seeds, wait_s=30.0, statement_timeout_s=300.0)
+        seeds = self._seeds = await self._open_primary(
+            "seeds", self._settings.host_seeds, wait_s=30.0, statement_timeout_s=300.0
+        )
         self.generation = await self._register(max_active)
         replicas = self._settings.replicas_folder(self._data)
         folder = ReplicaFolder.claim(replicas, self.id, generation=self.generation)
@@ -118,7 +124,8 @@ class ReplicaHost:
         self._server = await self._listen()
         self._taken.callback(self._stop_listening)
         await self._beat()
-        for name, period_s, work in (("beat", BEAT_S, self._beat), ("sweep", SWEEP_S, self._sweep)):
+        loops = (("beat", BEAT_S, self._beat), ("sweep", SWEEP_S, self._sweep), ("trim", TRIM_S, self._trim))
+        for name, period_s, work in loops:
             self._tasks.append(asyncio.create_task(self._every(period_s, work), name=name))
 
     async def _open_primary(self, name: str, size: int, **options: float) -> Primary:
@@ -202,11 +209,22 @@ class ReplicaHost:
     # --- what the wire asks ---------------------------------------------------------------------------------------
 
     def peek(self, request: ReadRequest) -> tuple[PageHead, bytes] | None:
-        answer = self._replicas.peek(request.user, request.query, _floor(request))
+        if request.validate:
+            return None
+        answer = self._replicas.peek(request.user, request.query, _floor(request), max_age_s=request.max_age_s)
         return None if answer is None else _page(answer, request.have)
 
     async def read(self, request: ReadRequest) -> tuple[PageHead, bytes]:
-        return _page(await self._replicas.read(request.user, request.query, _floor(request)), request.have)
+        answer = await self._replicas.read(
+            request.user,
+            request.query,
+            _floor(request),
+            max_wait_s=request.max_wait_ms / 1000,
+            max_age_s=request.max_age_s,
+            validate=request.validate,
+            stale_ok=request.stale_ok,
+        )
+        return _page(answer, request.have)
 
     def poke(self, request: PokeRequest) -> None:
         self._replicas.poke(request.user, Bookmark(request.epoch, request.version))
@@ -216,6 +234,15 @@ class ReplicaHost:
             return self.generation
         if kind is Type.STATS:
             return self.stats()
+        if kind is Type.INSPECT:
+            return self._replicas.inspect(request.user)
+        if kind is Type.ACTIVE:
+            return self._replicas.list_active(_MAX_LISTED)
+        if kind is Type.PASSIVATE:
+            return self._replicas.passivate(request.user)
+        if kind is Type.RESEED:
+            self._replicas.reseed(request.user)
+            return True
         if kind is Type.SYNC:
             try:
                 cursor, applied = await self._replicas.sync(request.user)
@@ -262,6 +289,12 @@ class ReplicaHost:
     async def _beat(self) -> None:
         await hosts.heartbeat(self._control, self.id, self.generation, address=self.address, state=self._state)
 
+    async def _trim(self) -> None:
+        # Every host does it: batches skip what another one has locked, and without work it is one index probe.
+        trimmed = await trim(self._seeds, keep_s=self._settings.retention_h * 3600)
+        if trimmed.versions:
+            log.info("retention.trimmed", versions=trimmed.versions, rows=trimmed.rows)
+
     async def _sweep(self) -> None:
         self._replicas.passivate_idle()
         await self._replicas.sweep()
@@ -272,14 +305,14 @@ def _floor(request: ReadRequest) -> Bookmark | None:
 
 
 def _page(answer: Answer, have: int) -> tuple[PageHead, bytes]:
-    (epoch, version, _), age_s, (body, query_hash, stamp) = answer
+    (epoch, version, _), age_s, (body, query_hash, stamp), outcome = answer
     if body is None:
         state, body = PageState.MISSING, b""
     elif stamp == have:
         state, body = PageState.UNCHANGED, b""
     else:
         state = PageState.BYTES
-    return PageHead(epoch, version, age_s, query_hash, stamp, state), body
+    return PageHead(epoch, version, age_s, query_hash, stamp, state, outcome), body
 
 
 def _socket_path(folder: Path, name: str) -> Path:

@@ -6,7 +6,9 @@ Pokes only say when to pull. All may be lost or doubled: the versions alone deci
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -24,6 +26,8 @@ __all__ = ["Active", "Sync"]
 
 log = structlog.get_logger()
 
+_FORCED_EVERY_S: Final = 0.05
+
 
 class Active:
     """An open replica, and what its host knows of it.
@@ -31,7 +35,17 @@ class Active:
     `verified_at`: monotonic time at which a pull or sweep was *sent* that found it at head: its age counts from there.
     """
 
-    __slots__ = ("is_closed", "is_full", "lock", "must_pull", "replica", "used_at", "verified_at", "waiting")
+    __slots__ = (
+        "forced_at",
+        "is_closed",
+        "is_full",
+        "lock",
+        "must_pull",
+        "replica",
+        "used_at",
+        "verified_at",
+        "waiting",
+    )
 
     def __init__(self, replica: Replica, *, verified_at: float, used_at: float) -> None:
         self.replica = replica
@@ -40,6 +54,7 @@ class Active:
         self.must_pull = True  # nothing is known about what happened while it was closed
         self.is_full = False
         self.is_closed = False
+        self.forced_at = -math.inf  # when a reader last made it pull for nothing
         self.lock = asyncio.Lock()
         self.waiting: asyncio.Task[int] | None = None
 
@@ -88,6 +103,26 @@ class Sync:
             active.waiting = asyncio.create_task(self._pull_in_turn(active))
             active.waiting.add_done_callback(_forget_error)
         return await asyncio.shield(active.waiting)
+
+    async def pull_forced(self, active: Active, floor: Bookmark | None) -> int:
+        """`pull` because a reader says so. One that brings nothing counts: 20 of those a second are let through per
+        user, the others wait for their turn together, so that nobody loads the primary with made-up bookmarks.
+
+        Raises:
+            PrimaryUnavailable: the replica is as it was.
+        """
+        now = self._clock.monotonic()
+        pause_s = active.forced_at + _FORCED_EVERY_S - now
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
+        applied = await self.pull(active)
+        if applied == 0 or active.is_behind(floor):
+            active.forced_at = self._clock.monotonic()
+            if active.is_behind(floor):
+                log.info(
+                    "bookmark.dropped", user=active.replica.user, asked=str(floor), at=active.replica.cursor.version
+                )
+        return applied
 
     def pull_soon(self, active: Active) -> None:
         """Pull without waiting for it. Failure costs nothing: the next sweep sees the same."""

@@ -28,11 +28,13 @@ from actors.errors import BadFrame, Behind, CallError, Overloaded, Retryable, Se
 __all__ = [
     "CallRequest",
     "Handler",
+    "Outcome",
     "PageHead",
     "PageReply",
     "PageState",
     "PokeRequest",
     "ReadRequest",
+    "ReplicaInfo",
     "SyncReply",
     "Type",
     "WireClient",
@@ -59,6 +61,10 @@ class Type(IntEnum):
     STATS = 4
     PING = 5
     AUTH = 6
+    INSPECT = 7
+    PASSIVATE = 8
+    RESEED = 9
+    ACTIVE = 10
     PAGE = 64
     REPLY = 65
     ERROR = 66
@@ -66,8 +72,15 @@ class Type(IntEnum):
 
 
 class ReadRequest(msgspec.Struct, array_like=True, frozen=True):
-    """A read. `floor_epoch` empty: no floor. `query` is `encode_query`'s bytes. `have`: stamp of the page that the
-    asker still has; 0 for none."""
+    """A read. `query` is `encode_query`'s bytes.
+
+    floor_epoch, floor_version    the answer may not be older; an empty epoch means that there is no floor
+    have                          stamp of the page that the asker still has; 0 for none
+    max_wait_ms                   longest wait for the floor, or for whatever else needs the primary
+    max_age_s                     the answer may not be older than this; -1: however old
+    validate                      ask the primary first
+    stale_ok                      after the wait, an answer below the floor is welcome, marked as stale
+    """
 
     user: str
     query: bytes
@@ -75,6 +88,10 @@ class ReadRequest(msgspec.Struct, array_like=True, frozen=True):
     floor_epoch: str = ""
     floor_version: int = 0
     have: int = 0
+    max_wait_ms: int = 250
+    max_age_s: int = -1
+    validate: bool = False
+    stale_ok: bool = False
 
 
 class PokeRequest(msgspec.Struct, array_like=True, frozen=True):
@@ -100,6 +117,14 @@ class PageState(IntEnum):
     MISSING = 2  # there is no such row
 
 
+class Outcome(IntEnum):
+    """How an answer came about."""
+
+    FRESH = 0  # at hand
+    WAITED = 1  # after a pull
+    STALE = 2  # the primary did not answer in time: older than what was asked for, or maybe so
+
+
 class PageHead(msgspec.Struct, array_like=True, frozen=True):
     """What is known of a page."""
 
@@ -109,6 +134,7 @@ class PageHead(msgspec.Struct, array_like=True, frozen=True):
     query_hash: str
     stamp: int
     state: PageState
+    outcome: Outcome
 
 
 class PageReply(msgspec.Struct, frozen=True):
@@ -124,6 +150,20 @@ class SyncReply(msgspec.Struct, array_like=True, frozen=True):
     epoch: str
     version: int
     applied: int
+
+
+class ReplicaInfo(msgspec.Struct, array_like=True, frozen=True):
+    """A replica as its host knows it. `state`: cold, seeding, active or passive; ages in seconds, -1 for unknown."""
+
+    user: str
+    state: str
+    epoch: str = ""
+    version: int = 0
+    age_s: float = -1.0
+    idle_s: float = -1.0
+    kept_bytes: int = 0
+    file_bytes: int = 0
+    path: str = ""
 
 
 class WireError(msgspec.Struct, array_like=True, frozen=True):

@@ -1,7 +1,8 @@
 """The HTTP side, and the commands.
 
-cli          the command `peruse`; importing: prompts to a gallery; supervisor: all parts on one machine
+cli          the command `peruse`; importing: prompts to a gallery; operating, operators: what operators ask
+supervisor   all parts on one machine; process: a child that is kept running; server: one gateway process; hot: the short way
 app          a gateway and what it is made of; routes: every URL; middleware: what all requests share
 freshness    reads and how fresh they are; auth, jwks: who is asking
-payloads     bodies of requests; errors: problems; metrics, config
+payloads     bodies of requests; page: the response of a read; errors: problems; metrics, config
 """

@@ -16,6 +16,7 @@ from gateway.config import GatewaySettings
 from gateway.freshness import Reads
 from gateway.metrics import GatewayMetrics
 from gateway.middleware import make_middleware
+from gateway.operators import Operators
 from gateway.routes import add_routes
 from gateway.routes.context import GATEWAY
 from store import hosts
@@ -79,11 +80,11 @@ class Gateway:
         self.reads = Reads(
             self.client,
             PrimaryReads(self.fallback, self.documents),
-            self.documents,
             version=user_version(self.documents),
             timeout_s=self.settings.read_timeout_ms / 1000,
         )
         await self.auth.start()
+        self.operators = Operators(self.primary, self.client, self.documents)
         self.pictures = PictureProcess(
             max_bytes=self.settings.upload_max_bytes, max_pixels=self.settings.upload_max_pixels
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 
+from gateway.operating import add_commands
 from store.errors import EmbeddedPostgresError, InvalidValue, NotFound, PrimaryUnavailable, SettingError
 
 if TYPE_CHECKING:
@@ -98,9 +99,8 @@ def serve(
         console.done()
         print(f"ready {url}", flush=True)
         option = "" if data == _DATA.resolve() else f" --data {data}"
-        print(
-            f"a token: peruse token USER{option}    a gallery: peruse import FILE.tsv --user USER{option}", flush=True
-        )
+        me = "peruse" if sys.argv[0].endswith(".py") else sys.argv[0]
+        print(f"a token: {me} token USER{option}    a gallery: {me} import FILE.tsv --user USER{option}", flush=True)
 
     # The default loop: Postgres is spawned from this very thread, whose end it follows.
     asyncio.run(supervisor.run(ready))
@@ -375,6 +375,8 @@ def _shown(value: Any) -> str:
         return "***" if value.get_secret_value() else ""
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
+
+add_commands(app)
 
 if __name__ == "__main__":
     main()

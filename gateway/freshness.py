@@ -10,16 +10,17 @@ from __future__ import annotations
 import time
 from typing import Final, Literal, NamedTuple
 
-from actors import Behind, CallError, Overloaded, PageState, ReplicaClient, Seeding
-from store.documents import Documents
+from actors import Behind, CallError, Outcome, Overloaded, PageState, ReplicaClient, Seeding
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
 from store.gallery import query_hash
 from store.reads import PrimaryReads
 
-__all__ = ["Floors", "Read", "Reads"]
+__all__ = ["ANY", "Floors", "OnTimeout", "Read", "Reads", "Wish"]
 
 Source = Literal["replica", "primary", "seeding"]
+OnTimeout = Literal["stale", "primary", "error"]
+_OUTCOMES: Final = {Outcome.FRESH: "fresh", Outcome.WAITED: "waited", Outcome.STALE: "stale"}
 _ROTATE_S: Final = 300.0
 _MAX_FLOORS: Final = 100_000
 
@@ -46,12 +47,26 @@ class Floors:
         self._young[user] = bookmark if known is None or bookmark.is_after(*known) else known
 
 
+class Wish(NamedTuple):
+    """What a reader asks for, as the `Peruse-…` headers say it."""
+
+    bookmark: Bookmark | None = None
+    max_wait_ms: int = 250
+    on_timeout: OnTimeout = "primary"
+    max_staleness_s: int = -1  # -1: however old
+    validate: bool = False
+
+
+ANY: Final = Wish()
+
+
 class Read(NamedTuple):
-    """An answer: the position it is true for, how old that is, who gave it, its bytes (None: no such row)."""
+    """An answer: the position it is true for, how old that is, who gave it and how, its bytes (None: no such row)."""
 
     at: Bookmark
     age_s: int
     source: Source
+    outcome: str
     hash: str
     body: bytes | None
 
@@ -59,38 +74,48 @@ class Read(NamedTuple):
 class Reads:
     """Reads of one gateway: from the user's replica, else from the primary."""
 
-    def __init__(
-        self, client: ReplicaClient, primary: PrimaryReads, documents: Documents, *, version: int, timeout_s: float
-    ) -> None:
+    def __init__(self, client: ReplicaClient, primary: PrimaryReads, *, version: int, timeout_s: float) -> None:
         self._client = client
         self._primary = primary
-        self._documents = documents
         self._version = version
         self._timeout_s = timeout_s
         self.floors = Floors()
 
-    async def read(self, user: str, encoded: bytes, bookmark: Bookmark | None = None) -> Read:
-        """The answer for `user`, at `bookmark` or newer where there is such a position.
+    async def read(self, user: str, encoded: bytes, wish: Wish = ANY) -> Read:
+        """The answer for `user`, as fresh as `wish` says.
 
         Raises:
+            CallError: no replica is as fresh in time, and the wish is not to ask the primary.
             PrimaryUnavailable: neither a replica nor the primary can answer.
         """
+        bookmark, max_wait_ms, on_timeout, max_staleness_s, validate = wish
         floor = self.floors.get(user)
         if bookmark is not None and (floor is None or bookmark.is_after(*floor)):
             floor = bookmark
         try:
-            reply = await self._client.read(user, encoded, floor, timeout_s=self._timeout_s)
+            reply = await self._client.read(
+                user,
+                encoded,
+                floor,
+                timeout_s=self._timeout_s + max_wait_ms / 1000,
+                max_wait_ms=max_wait_ms,
+                max_age_s=max_staleness_s,
+                validate=validate,
+                stale_ok=on_timeout == "stale",
+            )
         except CallError as refusal:
+            # The primary can serve a fraction of what has just overloaded a host.
+            if isinstance(refusal, Overloaded) or (isinstance(refusal, Behind) and on_timeout != "primary"):
+                raise
             return await self._from_primary(user, encoded, floor, refusal)
         head = reply.head
         at = Bookmark(head.epoch, head.version)
         if at != floor:
             self.floors.raise_to(user, at)
-        return Read(at, head.age_s, "replica", head.query_hash, None if head.state == PageState.MISSING else reply.body)
+        body = None if head.state == PageState.MISSING else reply.body
+        return Read(at, head.age_s, "replica", _OUTCOMES[head.outcome], head.query_hash, body)
 
     async def _from_primary(self, user: str, encoded: bytes, floor: Bookmark | None, refusal: CallError) -> Read:
-        if isinstance(refusal, Overloaded):
-            raise refusal  # the primary can serve a fraction of what has just overloaded a host
         try:
             page = await self._primary.read(user, encoded, floor=floor)
         except PrimaryUnavailable as error:
@@ -101,7 +126,7 @@ class Reads:
         if not isinstance(refusal, Seeding):
             self._client.poke(user, page.at)  # whoever serves this user next should have seen what we have shown
         source: Source = "seeding" if isinstance(refusal, Seeding) else "primary"
-        return Read(page.at, 0, source, query_hash(encoded, self._version), page.body)
+        return Read(page.at, 0, source, "primary", query_hash(encoded, self._version), page.body)
 
     def wrote(self, user: str, bookmark: Bookmark) -> None:
         """After a commit: readers of this gateway see it from now on, and the user's host hears of it."""

@@ -81,6 +81,7 @@ def _allow(request: web.Request, response: web.StreamResponse, origins: tuple[st
     if request.method == "OPTIONS":
         headers["Access-Control-Allow-Methods"] = "GET, POST, PATCH, DELETE"
         headers["Access-Control-Allow-Headers"] = (
-            "Authorization, Content-Type, If-None-Match, Peruse-Bookmark, X-Request-Id"
+            "Authorization, Content-Type, If-None-Match, Peruse-Bookmark, Peruse-Max-Staleness, Peruse-Max-Wait, "
+            "Peruse-On-Timeout, Peruse-Validate, X-Request-Id"
         )
         headers["Access-Control-Max-Age"] = "600"

@@ -42,6 +42,7 @@ def page_response(request: web.Request, read: Read, *, not_modified: bool) -> we
         "Peruse-Bookmark": str(read.at),
         "Peruse-Age": str(read.age_s),
         "Peruse-Source": read.source,
+        "Peruse-Outcome": read.outcome,
         "ETag": etag_of(read),
     }
     if not_modified:
@@ -75,8 +76,8 @@ class _PageResponse(web.StreamResponse):
         added = "".join([f"{name}: {value}\r\n" for name, value in self.headers.items()])
         head = (
             f"{_ALWAYS}Date: {rfc822_formatted_time()}\r\nPeruse-Bookmark: {position}\r\nPeruse-Age: {read.age_s}\r\n"
-            f'Peruse-Source: {read.source}\r\nETag: "{position}.{read.hash}"\r\n{added}'
-            f"Content-Length: {len(read.body)}\r\n\r\n"
+            f"Peruse-Source: {read.source}\r\nPeruse-Outcome: {read.outcome}\r\n"
+            f'ETag: "{position}.{read.hash}"\r\n{added}Content-Length: {len(read.body)}\r\n\r\n'
         )
         transport = request.transport
         if transport is None or transport.is_closing():

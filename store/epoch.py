@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-__all__ = ["Bookmark", "epoch_order"]
+if TYPE_CHECKING:
+    from store.primary import Primary
+
+__all__ = ["Bookmark", "epoch_order", "rotate"]
 
 _EPOCH: Final = re.compile(r"([0-9]{1,15})-([0-9]{1,10})")
 _BOOKMARK: Final = re.compile(r"([0-9]{1,15}-[0-9]{1,10})\.([0-9]{1,18})")
@@ -50,3 +53,16 @@ class Bookmark(NamedTuple):
         if self.epoch == epoch:
             return self.version > version
         return epoch_order(self.epoch) > epoch_order(epoch)
+
+
+async def rotate(primary: Primary) -> str:
+    """Begin a new epoch, and answer it: after a restore, and after anything that triggers could not see.
+
+    Every replica is seeded anew when it is next read or swept; until then it serves nothing.
+    """
+    (row,) = await primary.fetch(
+        "update sync_epoch set id = greatest(id + 1, (extract(epoch from clock_timestamp()) * 1000)::bigint) "
+        "returning sync_epoch_now() as epoch, id"
+    )
+    # The function saw the row as it was before this statement.
+    return f"{row['id']}-{epoch_order(row['epoch'])[1]}"

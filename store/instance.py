@@ -65,9 +65,11 @@ class InstanceLock:
         temporary.replace(path)
 
     def release(self) -> None:
-        (self._folder / "run" / _FILE).unlink(missing_ok=True)
+        """Give it back; what somebody else wrote, who has it, stays."""
         if self._file is not None:
+            (self._folder / "run" / _FILE).unlink(missing_ok=True)
             self._file.close()
+            self._file = None
 
 
 def _read(data: Path) -> Instance | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.routes import files, health, images, internal
+from gateway.routes import admin, files, health, images, internal
 
 __all__ = ["add_routes"]
 
@@ -28,7 +28,16 @@ def add_routes(app: web.Application) -> None:
             web.post("/internal/users/{user}/sync", internal.sync),
             # Bytes, for whoever has the URL.
             web.get("/files/{key:.+}", files.get_file),
-            # For operators and load balancers.
+            # For operators: an admin's token.
+            web.get("/admin/hosts", admin.hosts, allow_head=False),
+            web.get("/admin/replicas", admin.replicas, allow_head=False),
+            web.get("/admin/users", admin.users, allow_head=False),
+            web.get("/admin/users/{user}/replica", admin.inspect, allow_head=False),
+            web.get("/admin/users/{user}/replica/export", admin.export, allow_head=False),
+            web.post("/admin/users/{user}/replica/passivate", admin.passivate),
+            web.post("/admin/users/{user}/replica/reseed", admin.reseed),
+            web.post("/admin/epoch/rotate", admin.rotate_epoch),
+            # For load balancers and Prometheus.
             web.get("/healthz", health.healthz),
             web.get("/readyz", health.readyz),
             web.get("/metrics", health.metrics),

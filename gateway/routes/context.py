@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import web
+from multidict import istr
 
 from gateway.auth import Identity, need
 from gateway.errors import BadRequest
+from gateway.freshness import ANY, OnTimeout, Wish
 from gateway.page import etag_of, page_response
 from store.epoch import Bookmark
 from store.errors import InvalidQuery, NotFound
@@ -21,6 +24,23 @@ __all__ = ["GATEWAY", "caller", "gallery_query", "read_response", "service_for",
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway")
 
+#: Longest Peruse-Max-Wait, in milliseconds.
+MAX_WAIT_MS: Final = 10_000
+BOOKMARK_COOKIE: Final = "peruse_bookmark"
+_BOOKMARK_COOKIE_S: Final = 300
+_WISHES: Final = frozenset(
+    map(
+        istr,
+        (
+            "Peruse-Bookmark",
+            "Peruse-Max-Wait",
+            "Peruse-On-Timeout",
+            "Peruse-Max-Staleness",
+            "Peruse-Validate",
+            "Cookie",
+        ),
+    )
+)
 _MAX_QUERIES: Final = 20_000
 #: Query string → encoded query. Parsing costs more than all the rest of a kept page's read.
 _queries: dict[str, bytes] = {}
@@ -86,19 +106,42 @@ def no_parameters(request: web.Request) -> None:
         raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; this address takes none")
 
 
-def bookmark_of(request: web.Request) -> Bookmark | None:
-    """The bookmark that the reader brings.
+def wish_of(request: web.Request) -> Wish:
+    """How fresh the reader wants the answer to be.
 
     Raises:
-        BadRequest: it is not one.
+        BadRequest: a header that cannot be meant; names it.
     """
-    text = request.headers.get("Peruse-Bookmark")
-    if text is None:
-        return None
-    bookmark = Bookmark.parse(text)
-    if bookmark is None:
+    headers = request.headers
+    text = headers.get("Peruse-Bookmark")
+    if text is None and "Cookie" in headers:
+        bookmark = Bookmark.parse(request.cookies.get(BOOKMARK_COOKIE, ""))  # a stale or foreign one is nothing
+    else:
+        bookmark = None if text is None else Bookmark.parse(text)
+    if text is not None and bookmark is None:
         raise BadRequest("Peruse-Bookmark must be epoch.version as an earlier reply gave it", field="Peruse-Bookmark")
-    return bookmark
+    on_timeout = headers.get("Peruse-On-Timeout", "primary")
+    if on_timeout not in ("stale", "primary", "error"):
+        raise BadRequest("Peruse-On-Timeout must be stale, primary or error", field="Peruse-On-Timeout")
+    validate = headers.get("Peruse-Validate", "0")
+    if validate not in ("0", "1"):
+        raise BadRequest("Peruse-Validate must be 1 or 0", field="Peruse-Validate")
+    return Wish(
+        bookmark,
+        _whole(headers, "Peruse-Max-Wait", 250, MAX_WAIT_MS),
+        cast(OnTimeout, on_timeout),
+        _whole(headers, "Peruse-Max-Staleness", -1, 86_400),
+        validate == "1",
+    )
+
+
+def _whole(headers: Mapping[str, str], name: str, default: int, most: int) -> int:
+    text = headers.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and int(text) <= most):
+        raise BadRequest(f"{name} must be a whole number from 0 to {most}", field=name)
+    return int(text)
 
 
 async def read_response(request: web.Request, user: str, encoded: bytes) -> web.StreamResponse:
@@ -110,8 +153,8 @@ async def read_response(request: web.Request, user: str, encoded: bytes) -> web.
     """
     gateway = request.app[GATEWAY]
     headers = request.headers
-    bookmark = bookmark_of(request) if "Peruse-Bookmark" in headers else None
-    read = await gateway.reads.read(user, encoded, bookmark)
+    wish = ANY if _WISHES.isdisjoint(headers) else wish_of(request)
+    read = await gateway.reads.read(user, encoded, wish)
     gateway.metrics.saw_read(read.source)
     if read.body is None:
         raise NotFound("Image not found")
@@ -126,8 +169,12 @@ def _matches(given: str, etag: str) -> bool:
 
 
 def written(body: bytes, bookmark: Bookmark, *, status: int = 200) -> web.Response:
-    """The response to a write: where the writer has to be read at to see it."""
-    return web.Response(
+    """The response to a write: where the writer has to be read at to see it; browsers keep it in a cookie."""
+    response = web.Response(
         status=status, body=body, content_type="application/json", charset="utf-8",
         headers={"Peruse-Bookmark": str(bookmark), "Cache-Control": "no-store"},
     )  # fmt: skip
+    response.set_cookie(
+        BOOKMARK_COOKIE, str(bookmark), max_age=_BOOKMARK_COOKIE_S, httponly=True, samesite="Lax", path="/"
+    )
+    return response

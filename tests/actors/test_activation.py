@@ -307,7 +307,7 @@ async def test_without_the_primary_an_active_replica_serves_with_a_growing_age(
     assert fleet.replicas.lag_s == 4.5
 
     beyond = bookmark._replace(version=bookmark.version + 1)
-    with pytest.raises(Behind, match="replica of ana is behind its reader, and the primary is not answering"):
+    with pytest.raises(Behind, match="ana could not be brought up to date in time: the primary is not answering"):
         await read_now(fleet, "ana", beyond)
     with pytest.raises(PrimaryUnavailable):
         await fleet.replicas.sync("ana")

@@ -240,7 +240,8 @@ async def test_a_start_that_fails_leaves_nothing(
 
     async with primary.connection() as connection:
         backends = await connection.fetchval(
-            "select count(*) from pg_stat_activity where application_name like 'peruse test/0%'"
+            "select count(*) from pg_stat_activity where datname = current_database() "
+            "and application_name like 'peruse test/0%'"
         )
     folder = ReplicaFolder.claim(short_folder / "data" / "replicas", "test/0", generation=2)
     folder.release()
@@ -317,7 +318,8 @@ async def test_a_stopped_host_leaves_nothing(start_host: StartHost, primary: Pri
         gc.collect()
         async with primary.connection() as connection:
             backends = await connection.fetchval(
-                "select count(*) from pg_stat_activity where application_name like 'peruse test/0%'"
+                "select count(*) from pg_stat_activity where datname = current_database() "
+                "and application_name like 'peruse test/0%'"
             )
         return {
             "tasks": len(asyncio.all_tasks()),

@@ -15,6 +15,7 @@ from actors.errors import Retryable
 from actors.replica import Replica
 from actors.schema import user_version
 from actors.seed import seed
+from actors.wire import Outcome
 from store.changes import Cursor, Delta, changes_since
 from store.documents import Documents
 from store.errors import PrimaryUnavailable
@@ -107,7 +108,7 @@ async def test_a_seed_among_writers_is_the_primary_at_exactly_one_version(
         fleet.folder.delete_others("ana", place)
         (tmp_path / f"ana.{n}.db").rename(place)
         replica = opened(place)
-        history.check("ana", Answer(replica.cursor, 0, replica.read(ALL)))
+        history.check("ana", Answer(replica.cursor, 0, replica.read(ALL), Outcome.FRESH))
         replica.close()
 
         answer = await fleet.read("ana")  # opens it, and pulls what was written since

@@ -19,6 +19,7 @@ from actors.errors import Behind, CallError, Overloaded, QueryTooCostly, Retryab
 from actors.wire import (
     MAX_FRAME_BYTES,
     CallRequest,
+    Outcome,
     PageHead,
     PageReply,
     PageState,
@@ -34,7 +35,7 @@ from tests.world import until
 
 encode = msgspec.msgpack.encode
 SECRET = b"known to both"
-HEAD = PageHead("1700000000000-1", 7, 3, "a1b2c3d4e5f6", 99, PageState.BYTES)
+HEAD = PageHead("1700000000000-1", 7, 3, "a1b2c3d4e5f6", 99, PageState.BYTES, Outcome.FRESH)
 
 
 def a_read(user: str, *, deadline_ms: int = 5000) -> bytes:
@@ -200,7 +201,7 @@ async def test_frames_cut_anywhere_are_the_same_frames(expected: list[tuple[int,
 @given(st.text(max_size=200), st.integers(0, 2**53), st.binary(max_size=2000))
 async def test_a_page_arrives_as_it_was_sent(text: str, version: int, body: bytes) -> None:
     """Its head is packed, its bytes are as they go to the client."""
-    head = PageHead(text, version, 0, "0" * 12, version, PageState.BYTES)
+    head = PageHead(text, version, 0, "0" * 12, version, PageState.BYTES, Outcome.FRESH)
     client = WireClient(secret=None, on_lost=lambda _: None)
     future = client.request(Type.READ, b"", 5)
 

@@ -506,7 +506,7 @@ async def test_connection_that_ends_gets_the_same_headers(shared: World, user: s
 
     assert (raw.status, raw.body) == (200, kept.body)
     ended = [tuple(header.split(": ", 1)) for header in raw.head.decode().split("\r\n")[1:]]
-    varies = {"connection", "date", "peruse-age", "x-request-id"}
+    varies = {"connection", "date", "peruse-age", "peruse-outcome", "x-request-id"}
     both = [
         sorted((name.lower(), value) for name, value in headers if name.lower() not in varies)
         for headers in (ended, kept.headers.items())

@@ -206,6 +206,27 @@ async def _internal(world: World, me: Person, other: Person) -> list[Reply]:
     return [*refused, mine, synced]
 
 
+@case("GET", "/admin/hosts")
+@case("GET", "/admin/replicas")
+@case("GET", "/admin/users")
+@case("GET", "/admin/users/{user}/replica")
+@case("GET", "/admin/users/{user}/replica/export")
+@case("POST", "/admin/users/{user}/replica/passivate")
+@case("POST", "/admin/users/{user}/replica/reseed")
+@case("POST", "/admin/epoch/rotate")
+async def _admin(world: World, me: Person, other: Person) -> list[Reply]:
+    replies = []
+    for role in ("user", "service"):
+        for name in (me.name, other.name):
+            replica = f"/admin/users/{name}/replica"
+            gets = ("/admin/hosts", "/admin/replicas", "/admin/users", replica, f"{replica}/export")
+            posts = (f"{replica}/passivate", f"{replica}/reseed", "/admin/epoch/rotate")
+            replies += [await world.get(path, user=me.name, role=role) for path in gets]
+            replies += [await world.request("POST", path, user=me.name, role=role) for path in posts]
+    assert {reply.status for reply in replies} == {403}
+    return replies
+
+
 @case("GET", "/files/{key}")
 @case("HEAD", "/files/{key}")
 async def _file(world: World, me: Person, other: Person) -> list[Reply]:
@@ -271,7 +292,10 @@ async def test_no_route_shows_another_users_bytes(
 async def test_role_decides_about_the_address(shared: World, route: tuple[str, str]) -> None:
     """mission: 206, 208"""
     method, canonical = route
-    if not canonical.startswith(("/api/", "/internal/")):
+    if canonical == "/admin/epoch/rotate":
+        assert {(await shared.request(method, canonical, role=role)).status for role in ("user", "service")} == {403}
+        return  # an admin's would make every replica of the shared world anew
+    if not canonical.startswith(("/api/", "/internal/", "/admin/")):
         assert canonical.startswith("/files/") or canonical in ("/healthz", "/readyz", "/metrics")
         return
     path = canonical.replace("{id}", str(uuid.uuid4())).replace("{user}", "cara")
@@ -279,7 +303,7 @@ async def test_role_decides_about_the_address(shared: World, route: tuple[str, s
     async def status(user: str | None, role: str = "user") -> int:
         return (await shared.request(method, path, user=user, role=role)).status
 
-    takes = "user" if canonical.startswith("/api/") else "service"
+    takes = {"api": "user", "internal": "service", "admin": "admin"}[canonical.split("/")[1]]
     assert await status(None) == 401
     for role in ("user", "service", "admin"):
         expected = role == takes or (role == "admin" and takes == "service")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import socket
@@ -158,6 +159,7 @@ def test_a_second_instance_on_the_folder_is_refused(served: Served) -> None:
     done = peruse("serve", "--port", "0", data=served.data, check=False)
     assert done.returncode == 2
     assert f"another Peruse runs on {served.data} (process {served.process.pid}, {served.url})" in done.stderr
+    assert peruse("primary", data=served.data).stdout.startswith("postgresql://")  # the first one is still found
 
 
 def test_a_port_in_use_is_named(open_folder: Path) -> None:
@@ -215,3 +217,27 @@ async def test_stopped_and_started_again_everything_is_there(open_folder: Path) 
         assert (await client.get(before["images"][0]["url"])).status_code == 200
     assert second.stop(signal.SIGINT) == 0
     assert processes_of(data) == []
+
+
+async def test_operators_ask_from_the_shell(served: Served, open_folder: Path) -> None:
+    """mission: 234"""
+    peruse("import", str(PROMPTS), "--user", "shell", "--limit", "3", "--size", "64", data=served.data)
+    async with served.client("shell") as client:
+        await client.post("/api/images/sync")
+
+    found = json.loads(peruse("inspect", "shell", "--json", data=served.data).stdout)
+    assert (found["state"], found["lag"]) == ("active", 0)
+    assert found["host"] in peruse("locate", "shell", data=served.data).stdout
+    assert "shell" in {row["user"] for row in json.loads(peruse("replicas", "--json", data=served.data).stdout)}
+    assert "shell" in peruse("users", data=served.data).stdout
+    assert "passivated  True" in peruse("passivate", "shell", data=served.data).stdout
+    assert "reseeding  True" in peruse("reseed", "shell", data=served.data).stdout
+
+    out = open_folder / "shell.db"
+    made = json.loads(peruse("export", "shell", str(out), "--json", data=served.data).stdout)
+    assert made["rows"] == 4  # three images and the account
+    replica = sqlite3.connect(out)
+    assert replica.execute("select count(*) from images").fetchone() == (3,)
+    replica.close()
+    again = peruse("export", "shell", str(out), data=served.data, check=False)
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)

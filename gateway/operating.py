@@ -1,0 +1,155 @@
+"""The commands of operators: what runs where, and what to do about it. Each prints a table, or JSON with `--json`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import typer
+
+__all__ = ["add_commands"]
+
+Data = Annotated[
+    Path, typer.Option("--data", help="The data folder; it also names the running instance.", envvar="PERUSE_DATA")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+User = Annotated[str, typer.Argument(help="The user's id.")]
+_DATA: Final = Path(".peruse")
+
+epoch = typer.Typer(help="The identity of the primary's history.", no_args_is_help=True)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add them to `app`."""
+    for command in (replicas, locate, inspect, passivate, reseed, export, users):
+        app.command()(command)
+    app.add_typer(epoch, name="epoch")
+
+
+def replicas(data: Data = _DATA, json: Json = False) -> None:
+    """The open replicas of every host, the one read last first."""
+    _show(
+        _ask(data, lambda o: o.replicas()),
+        json,
+        ("host", "user", "version", "age_s", "idle_s", "kept_bytes", "file_bytes"),
+    )
+
+
+def locate(user: User, data: Data = _DATA, json: Json = False) -> None:
+    """Which host serves USER, and whether the replica is open there."""
+    found = _ask(data, lambda o: o.inspect(user))
+    _show(
+        [{name: found[name] for name in ("user", "host", "address", "state")}],
+        json,
+        ("user", "host", "address", "state"),
+    )
+
+
+def inspect(user: User, data: Data = _DATA, json: Json = False) -> None:
+    """Everything that is known of USER's replica: state, version, age, and how far behind the primary it is."""
+    _show_one(_ask(data, lambda o: o.inspect(user)), json)
+
+
+def passivate(user: User, data: Data = _DATA, json: Json = False) -> None:
+    """Close USER's replica; its file stays, and the next read opens it."""
+    _show_one(_ask(data, lambda o: o.passivate(user)), json)
+
+
+def reseed(user: User, data: Data = _DATA, json: Json = False) -> None:
+    """Make USER's replica again from the primary."""
+    _show_one(_ask(data, lambda o: o.reseed(user)), json)
+
+
+def export(
+    user: User,
+    out: Annotated[Path, typer.Argument(help="A new SQLite file.")],
+    data: Data = _DATA,
+    json: Json = False,
+) -> None:
+    """Write USER's replica, fresh from the primary at one version, to the file OUT."""
+    _show_one(_ask(data, lambda o: o.export(user, out)), json)
+
+
+def users(
+    data: Data = _DATA,
+    json: Json = False,
+    after: Annotated[str, typer.Option(help="Start behind this id.")] = "",
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)] = 100,
+) -> None:
+    """The users, in the order of their ids, with their versions and number of images."""
+    names = ("user", "version", "images", "plan", "storage_used_bytes", "created_at")
+    _show(_ask(data, lambda o: o.users(after, limit)), json, names)
+
+
+@epoch.command("rotate")
+def epoch_rotate(data: Data = _DATA, json: Json = False) -> None:
+    """Begin a new epoch: after a restore, or after anything that the triggers could not see. Replicas are then made
+    again, each when it is next needed."""
+    _show_one({"epoch": _ask(data, lambda o: o.rotate_epoch())}, json)
+
+
+def _ask(data: Path, question: Callable[[Any], Awaitable[Any]]) -> Any:
+    """The answer of the running instance on `data`."""
+    import uvloop
+
+    async def work() -> Any:
+        from actors import CallError, ReplicaClient
+        from actors.config import HostSettings
+        from gateway.operators import Operators
+        from store import hosts
+        from store.config import StoreSettings
+        from store.documents import Documents
+        from store.instance import primary_url
+        from store.primary import Primary
+
+        settings = StoreSettings.load(data)
+        secret = HostSettings.load(data).wire_secret.get_secret_value().encode() or None
+        primary = await Primary.open(primary_url(data, settings), name="operator", size=2, statement_timeout_s=300.0)
+        client = ReplicaClient(lambda: hosts.list_hosts(primary), secret=secret)
+        try:
+            await client.start()
+            return await question(Operators(primary, client, Documents(settings.files_base)))
+        except CallError as error:
+            print(f"peruse: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        finally:
+            await client.close()
+            await primary.close()
+
+    return uvloop.run(work())
+
+
+def _show(rows: list[dict[str, Any]], json: bool, names: tuple[str, ...]) -> None:
+    if json:
+        print(msgspec.json.encode(rows).decode())
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*names, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(_text(row.get(name)) for name in names))
+    # As wide as it has to be when it goes into a file: a name that is cut is no name.
+    console = Console(width=None if Console().is_terminal else 10_000)
+    console.print(table)
+
+
+def _show_one(row: dict[str, Any], json: bool) -> None:
+    if json:
+        print(msgspec.json.encode(row).decode())
+        return
+    width = max(len(name) for name in row)
+    for name, value in row.items():
+        print(f"{name:<{width}}  {_text(value)}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    return "" if value is None else str(value)
