@@ -149,7 +149,7 @@ class Replicas:
         while True:
             active = self._activate(user)
             if validate or active.is_behind(floor):
-                await self._sync.pull_forced(active, floor)
+                await self._sync.pull_forced(active, floor, validate=validate)
             else:
                 await self._sync.pull(active)
             if self._active.get(user) is active:

@@ -26,6 +26,7 @@ from store.clock import SystemClock
 from store.config import StoreSettings
 from store.errors import SettingError
 from store.instance import primary_url
+from store.keyfile import kept_secret
 from store.logs import configure
 
 __all__ = ["Cluster", "keep_hosts"]
@@ -191,10 +192,7 @@ class _HostActor:
 def _token(data: Path) -> Path:
     """Ray's shared token: whoever has it may run code in the cluster, so it is made here and readable by us only."""
     path = data / "keys" / "ray.token"
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    if not path.exists():
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
+    kept_secret(path, lambda: secrets.token_hex(32).encode())
     return path
 
 

@@ -6,7 +6,6 @@ Pokes only say when to pull. All may be lost or doubled: the versions alone deci
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 from typing import Final
 
@@ -26,7 +25,27 @@ __all__ = ["Active", "Sync"]
 
 log = structlog.get_logger()
 
-_FORCED_EVERY_S: Final = 0.05
+_FORCED_PER_S: Final = 20.0
+
+
+class _Allowance:
+    """How many pulls readers may still force on one replica: 20 at once, and 20 more each second."""
+
+    __slots__ = ("_at", "_left")
+
+    def __init__(self) -> None:
+        self._left = _FORCED_PER_S
+        self._at = 0.0
+
+    def pause_s(self, now: float) -> float:
+        """Seconds until the next one may be sent; 0 for at once."""
+        self._left = min(_FORCED_PER_S, self._left + max(0.0, now - self._at) * _FORCED_PER_S)
+        self._at = now
+        return max(0.0, (1 - self._left) / _FORCED_PER_S)
+
+    def spend(self) -> None:
+        # Readers who waited together shared one pull: however many they were, the next turn comes soon.
+        self._left = max(-1.0, self._left - 1)
 
 
 class Active:
@@ -36,7 +55,7 @@ class Active:
     """
 
     __slots__ = (
-        "forced_at",
+        "forced",
         "is_closed",
         "is_full",
         "lock",
@@ -54,7 +73,7 @@ class Active:
         self.must_pull = True  # nothing is known about what happened while it was closed
         self.is_full = False
         self.is_closed = False
-        self.forced_at = -math.inf  # when a reader last made it pull for nothing
+        self.forced = _Allowance()
         self.lock = asyncio.Lock()
         self.waiting: asyncio.Task[int] | None = None
 
@@ -104,25 +123,28 @@ class Sync:
             active.waiting.add_done_callback(_forget_error)
         return await asyncio.shield(active.waiting)
 
-    async def pull_forced(self, active: Active, floor: Bookmark | None) -> int:
-        """`pull` because a reader says so. One that brings nothing counts: 20 of those a second are let through per
-        user, the others wait for their turn together, so that nobody loads the primary with made-up bookmarks.
+    async def pull_forced(self, active: Active, floor: Bookmark | None, *, validate: bool) -> None:
+        """`pull` because a reader says so: to reach `floor`, or just to be sure.
+
+        A pull for a floor that it reaches is free. The others, for a floor that nobody can reach or to be sure, are
+        20 a second per user; who comes after that waits for the next turn, together with all the others who do: so
+        nobody loads the primary with made-up bookmarks.
 
         Raises:
             PrimaryUnavailable: the replica is as it was.
         """
-        now = self._clock.monotonic()
-        pause_s = active.forced_at + _FORCED_EVERY_S - now
-        if pause_s > 0:
+        if not validate and active.lock.locked():
+            async with active.lock:  # what is under way may bring it there, and nothing has to be asked again
+                pass
+            if not active.is_behind(floor):
+                return
+        if (pause_s := active.forced.pause_s(self._clock.monotonic())) > 0:
             await asyncio.sleep(pause_s)
-        applied = await self.pull(active)
-        if applied == 0 or active.is_behind(floor):
-            active.forced_at = self._clock.monotonic()
-            if active.is_behind(floor):
-                log.info(
-                    "bookmark.dropped", user=active.replica.user, asked=str(floor), at=active.replica.cursor.version
-                )
-        return applied
+        await self.pull(active)
+        if validate or active.is_behind(floor):
+            active.forced.spend()
+        if active.is_behind(floor):
+            log.info("bookmark.dropped", user=active.replica.user, asked=str(floor), at=active.replica.cursor.version)
 
     def pull_soon(self, active: Active) -> None:
         """Pull without waiting for it. Failure costs nothing: the next sweep sees the same."""

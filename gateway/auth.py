@@ -7,7 +7,6 @@ revoked one is dropped within two seconds. So reads go on while the primary is a
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, cast
@@ -23,6 +22,7 @@ from gateway.jwks import RemoteKeys
 from store import api_keys
 from store.errors import PrimaryUnavailable, SettingError
 from store.ids import is_user_id
+from store.keyfile import kept_secret
 from store.primary import Primary
 
 __all__ = ["Authenticator", "Identity", "Signer"]
@@ -56,18 +56,7 @@ class Signer:
 
     def key(self) -> OKPKey:
         """The private key."""
-        if not self._path.exists():
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            made = OKPKey.generate_key("Ed25519").as_pem(private=True)
-            temporary = self._path.with_suffix(f".{os.getpid()}")
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(made)
-            try:
-                os.link(temporary, self._path)  # create-only: two processes that start at once agree on one key
-            except FileExistsError:
-                pass
-            temporary.unlink()
-        return OKPKey.import_key(self._path.read_bytes())
+        return OKPKey.import_key(kept_secret(self._path, lambda: OKPKey.generate_key("Ed25519").as_pem(private=True)))
 
     def token(self, user: str, *, role: Role = "user", ttl_s: int = MAX_TTL_S) -> str:
         """A token for `user`, good for `ttl_s` seconds (a day at most: tokens cannot be revoked)."""
