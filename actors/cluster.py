@@ -36,17 +36,16 @@ log = structlog.get_logger()
 NAMESPACE: Final = "peruse"
 _OBJECT_STORE_BYTES: Final = 80 * 2**20  # nothing of ours goes through it; the least that Ray takes is 75 MiB
 
-#: Read by Ray when its processes start, so they have to be there before it is imported.
+#: Read by Ray when it is imported and when its processes start.
 _RAY_ENVIRONMENT: Final = {
     "RAY_worker_niceness": "0",  # Ray gives its workers nice 15: hosts would lose to everything else
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
+}
+#: And for a cluster of our own. Another one has an address and a token of its own.
+_OWN_ENVIRONMENT: Final = {
+    "RAY_AUTH_MODE": "token",
     # Its name is from other systems; what it does is to bind every port of Ray to the loopback address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_memory_monitor_refresh_ms": "1000",
 }
 
 
@@ -64,7 +63,8 @@ class Cluster:
     def start(self) -> None:
         """Start Ray, or join the cluster of PERUSE_RAY_ADDRESS, and create the hosts."""
         os.environ.update(_RAY_ENVIRONMENT)
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(_token(self._data))
+        if not self._settings.ray_address:
+            os.environ.update(_OWN_ENVIRONMENT, RAY_AUTH_TOKEN_PATH=str(_token(self._data)))
         import ray  # slow, and it reads the environment above
 
         options: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "configure_logging": False}
