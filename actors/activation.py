@@ -93,7 +93,7 @@ class Replicas:
         active = self._active.get(user)
         if active is None or active.must_pull or active.is_full or (floor is not None and active.is_behind(floor)):
             return None
-        if max_age_s >= 0 and self._age_s(active) > max_age_s:
+        if self._is_older(active, max_age_s):
             return None
         return self._answer(active, encoded, Outcome.FRESH)
 
@@ -158,11 +158,7 @@ class Replicas:
                 return active
 
     def _is_older(self, active: Active, max_age_s: int) -> bool:
-        return max_age_s >= 0 and self._age_s(active) > max_age_s
-
-    def _age_s(self, active: Active) -> int:
-        """Whole seconds since it was last known to be at head, rounded up."""
-        return max(0, math.ceil(self._clock.monotonic() - active.verified_at))
+        return max_age_s >= 0 and _age_s(active, self._clock.monotonic()) > max_age_s
 
     async def sync(self, user: str) -> tuple[Cursor, int]:
         """Bring `user`'s replica to head now, making it first if need be; answers (cursor, rows changed).
@@ -204,7 +200,7 @@ class Replicas:
         else:
             self._metrics.kept_reads += 1
         self._metrics.reads += 1
-        return Answer(replica.cursor, max(0, math.ceil(now - active.verified_at)), page, outcome)
+        return Answer(replica.cursor, _age_s(active, now), page, outcome)
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -405,6 +401,11 @@ class Replicas:
         """The greatest age among the active replicas, in seconds."""
         now = self._clock.monotonic()
         return max((now - active.verified_at for active in self._active.values()), default=0.0)
+
+
+def _age_s(active: Active, now: float) -> int:
+    """Whole seconds since it was last known to be at head, rounded up."""
+    return max(0, math.ceil(now - active.verified_at))
 
 
 def _size(path: Path) -> int:

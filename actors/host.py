@@ -230,8 +230,6 @@ class ReplicaHost:
         self._replicas.poke(request.user, Bookmark(request.epoch, request.version))
 
     async def call(self, kind: Type, request: CallRequest) -> Any:
-        if kind is Type.PING:
-            return self.generation
         if kind is Type.STATS:
             return self.stats()
         if kind is Type.INSPECT:

@@ -118,10 +118,7 @@ class Sync:
         Raises:
             PrimaryUnavailable: the replica is as it was.
         """
-        if active.waiting is None:
-            active.waiting = asyncio.create_task(self._pull_in_turn(active))
-            active.waiting.add_done_callback(_forget_error)
-        return await asyncio.shield(active.waiting)
+        return await asyncio.shield(self.pull_soon(active))
 
     async def pull_forced(self, active: Active, floor: Bookmark | None, *, validate: bool) -> None:
         """`pull` because a reader says so: to reach `floor`, or just to be sure.
@@ -146,11 +143,13 @@ class Sync:
         if active.is_behind(floor):
             log.info("bookmark.dropped", user=active.replica.user, asked=str(floor), at=active.replica.cursor.version)
 
-    def pull_soon(self, active: Active) -> None:
-        """Pull without waiting for it. Failure costs nothing: the next sweep sees the same."""
+    def pull_soon(self, active: Active) -> asyncio.Task[int]:
+        """The pull that will be sent next; nobody has to wait for it. Failure costs nothing: the next sweep sees the
+        same."""
         if active.waiting is None:
             active.waiting = asyncio.create_task(self._pull_in_turn(active))
             active.waiting.add_done_callback(_forget_error)
+        return active.waiting
 
     async def _pull_in_turn(self, active: Active) -> int:
         me = asyncio.current_task()

@@ -59,7 +59,6 @@ class Type(IntEnum):
     POKE = 2
     SYNC = 3
     STATS = 4
-    PING = 5
     AUTH = 6
     INSPECT = 7
     PASSIVATE = 8

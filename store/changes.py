@@ -9,26 +9,22 @@ from __future__ import annotations
 from typing import Any, Final, Literal, NamedTuple
 
 from store.documents import projection
-from store.epoch import epoch_order
 from store.primary import Connection
 from store.tables import REPLICATED, ZERO_NONCE
 
-__all__ = ["START", "Change", "Cursor", "Delta", "Head", "Reset", "changes_since", "heads_of"]
+__all__ = ["START", "Change", "Cursor", "Delta", "Reset", "changes_since", "heads_of"]
 
 #: A pull that carries more rows than this is answered with `bulk`: seeding aside is cheaper and does not block.
 MAX_CHANGES: Final = 500
 
 
 class Cursor(NamedTuple):
-    """What a replica has applied. The nonce names the transaction that made `version`."""
+    """What a replica has applied. The nonce names the transaction that made `version`: equal versions with different
+    nonces are different histories, so cursors are compared whole."""
 
     epoch: str
     version: int
     nonce: str
-
-    def is_before(self, head: Cursor) -> bool:
-        """Whether a pull would bring something: equal versions with different nonces are different histories."""
-        return self != head
 
 
 #: Before the first change of anybody, in no epoch yet: not valid for a pull, only as a seed's beginning.
@@ -66,13 +62,6 @@ class Reset(NamedTuple):
     @property
     def is_false_history(self) -> bool:
         return self.reason in ("epoch", "ahead", "nonce")
-
-
-class Head(NamedTuple):
-    """The newest committed position of a user."""
-
-    user_id: str
-    cursor: Cursor
 
 
 def _lookup(kind: str) -> str:
@@ -140,11 +129,6 @@ async def heads_of(connection: Connection, users: list[str]) -> tuple[str, dict[
     rows = await connection.fetch(_HEADS, users)
     heads = {row["user_id"]: Cursor(row["epoch"], row["version"], row["nonce"]) for row in rows if row["user_id"]}
     return rows[0]["epoch"], heads
-
-
-def is_same_history(one: str, other: str) -> bool:
-    """Whether two epochs differ at most in the timeline, which the nonce then decides."""
-    return epoch_order(one)[0] == epoch_order(other)[0]
 
 
 def seed_rows() -> str:
