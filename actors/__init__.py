@@ -10,10 +10,10 @@ cluster       Ray: starts hosts and keeps them                        metrics, c
 
 from actors.client import ReplicaClient
 from actors.errors import Behind, CallError, Overloaded, ReplicaError, Retryable, Seeding
+from actors.messages import AuditReport, Outcome, PageState, ReplicaInfo
 from actors.metrics import BUCKETS_S, HostStats
 from actors.schema import user_version
 from actors.seed import seed as seed_file
-from actors.wire import Outcome, PageState, ReplicaInfo
 
 __all__ = [
     # what the gateway asks with
@@ -22,6 +22,7 @@ __all__ = [
     "Outcome",
     "PageState",
     "user_version",
+    "AuditReport",
     "ReplicaInfo",
     # what a host says of itself
     "BUCKETS_S",

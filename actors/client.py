@@ -7,27 +7,31 @@ host is asked only when the first is known to be gone, so that a restart does no
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
 
 from actors.errors import CallError, Retryable
-from actors.metrics import HostStats
-from actors.placement import first
-from actors.wire import (
+from actors.messages import (
+    AuditReport,
     CallRequest,
+    Event,
     PageReply,
     PageState,
     PokeRequest,
+    Position,
     ReadRequest,
     ReplicaInfo,
     SyncReply,
     Type,
-    WireClient,
 )
+from actors.metrics import HostStats
+from actors.placement import first
+from actors.wire import WireClient
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
 from store.hosts import HostRow
@@ -40,16 +44,20 @@ REFRESH_S: Final = 1.0
 _CONNECT_S: Final = 1.0
 _BREAKER_S: Final = (0.25, 2.0)  # first and longest pause
 _MAX_PLACED: Final = 200_000
+#: How often, and how many at a time, watches are made known to hosts.
+_WATCH_S: Final = 0.02
+_MAX_WATCHES: Final = 500
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class _Host:
     """A host as this process sees it."""
 
-    __slots__ = ("connecting", "failures", "open_until", "row", "wire")
+    __slots__ = ("connecting", "failures", "open_until", "row", "watching", "wire")
 
     def __init__(self, row: HostRow) -> None:
         self.row = row
+        self.watching: set[str] = set()
         self.wire: WireClient | None = None
         self.connecting: asyncio.Task[WireClient] | None = None
         self.failures = 0
@@ -82,7 +90,12 @@ class ReplicaClient:
         self._page_bytes = 0
         self._max_page_bytes = max_page_bytes
         self._tasks: list[asyncio.Task[None]] = []
-        #: Monotonic time at which a heartbeat was last seen to move; what /readyz judges by.
+        #: Watched users → the position that was last told, and those whose host does not know yet.
+        self._watched: dict[str, Bookmark] = {}
+        self._unplaced: set[str] = set()
+        #: Hears of watched users: where they are now, and the kinds of rows that changed; None when that is not known.
+        self.on_event: Callable[[str, Bookmark, list[str] | None], None] = lambda user, at, kinds: None
+        #: Monotonic time at which a heartbeat was last seen to move, of a host that is not stuck; for /readyz.
         self.beat_seen_at = time.monotonic()
         self._newest_beat = 0.0
         #: Whether any host has ever answered this process.
@@ -91,7 +104,8 @@ class ReplicaClient:
     async def start(self) -> None:
         """Learn the hosts, and keep learning. Ended by `close`."""
         await self._refresh()
-        self._tasks = [asyncio.create_task(self._keep_refreshing()), asyncio.create_task(self._keep_expiring())]
+        loops = (self._keep_refreshing, self._keep_expiring, self._keep_watching)
+        self._tasks = [asyncio.create_task(loop()) for loop in loops]
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -191,6 +205,15 @@ class ReplicaClient:
         """
         await self._call(self._host_of(user), Type.RESEED, user, timeout_s)
 
+    async def audit(self, user: str, *, repair: bool = False, timeout_s: float = 60.0) -> AuditReport:
+        """Compare the user's replica with the primary.
+
+        Raises:
+            CallError: its host does not answer, or cannot tell.
+        """
+        body = await self._call(self._host_of(user), Type.AUDIT, user, timeout_s, repair=repair)
+        return msgspec.msgpack.decode(body, type=AuditReport)
+
     async def list_active(self, *, timeout_s: float = 5.0) -> dict[str, list[ReplicaInfo]]:
         """The open replicas of every live host, up to 1,000 each, the one read last first.
 
@@ -204,9 +227,10 @@ class ReplicaClient:
                 found[host.row.id] = msgspec.msgpack.decode(body, type=list[ReplicaInfo])
         return found
 
-    async def _call(self, host: _Host, kind: Type, user: str, timeout_s: float) -> bytes:
+    async def _call(self, host: _Host, kind: Type, user: str, timeout_s: float, **options: Any) -> bytes:
         wire = host.wire or await self._connect(host)
-        body: bytes = await wire.request(kind, _encode(CallRequest(int(timeout_s * 1000), user)), timeout_s)
+        request = CallRequest(int(timeout_s * 1000), user, **options)
+        body: bytes = await wire.request(kind, _encode(request), timeout_s)
         return body
 
     async def stats(self, *, timeout_s: float = 1.0) -> list[HostStats]:
@@ -228,6 +252,65 @@ class ReplicaClient:
     def hosts(self) -> list[HostRow]:
         """The membership as last read."""
         return [host.row for host in self._hosts.values()]
+
+    # --- watching -------------------------------------------------------------------------------------------------
+
+    def watch(self, user: str, known: Bookmark) -> None:
+        """Tell `on_event` when `user` moves beyond `known`, until `unwatch`, whichever host they are on."""
+        self._watched[user] = known
+        self._unplaced.add(user)
+
+    def unwatch(self, user: str) -> None:
+        self._watched.pop(user, None)
+        self._unplaced.discard(user)
+        for host in self._hosts.values():
+            self._leave(host, user)
+
+    def _leave(self, host: _Host, user: str) -> None:
+        if user in host.watching:
+            host.watching.discard(user)
+            if host.wire is not None:
+                host.wire.notify(Type.UNWATCH, _encode(CallRequest(0, user)))
+
+    def _replace(self, host: _Host) -> None:
+        """The host does not know any more whom we watch."""
+        self._unplaced |= host.watching & self._watched.keys()
+        host.watching.clear()
+
+    def _hear(self, event: Event) -> None:
+        if event.user in self._watched:
+            self._watched[event.user] = at = Bookmark(event.epoch, event.version)
+            self.on_event(event.user, at, None if event.is_whole else event.kinds)
+
+    async def _keep_watching(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            if self._unplaced:
+                users = list(itertools.islice(self._unplaced, _MAX_WATCHES))
+                await asyncio.gather(*map(self._place_watch, users), return_exceptions=True)
+
+    async def _place_watch(self, user: str) -> None:
+        """Tell the user's host; what fails is tried again a moment later."""
+        host, known = self._host_of(user), self._watched[user]
+        for other in self._hosts.values():
+            if other is not host:
+                self._leave(other, user)
+        host.watching.add(user)
+        try:
+            body = await self._call(host, Type.WATCH, user, 1.0, epoch=known.epoch, version=known.version)
+        except CallError:
+            host.watching.discard(user)
+            raise
+        if user not in self._watched:
+            self._leave(host, user)
+            return
+        if user in host.watching:
+            self._unplaced.discard(user)
+        position = msgspec.msgpack.decode(body, type=Position)
+        at = Bookmark(position.epoch, position.version)
+        if at.epoch and at.is_after(*self._watched[user]):
+            self._watched[user] = at
+            self.on_event(user, at, None)
 
     # --- who to ask -----------------------------------------------------------------------------------------------
 
@@ -266,9 +349,10 @@ class ReplicaClient:
         def lost(wire: WireClient) -> None:
             if host.wire is wire:
                 host.wire = None
+                self._replace(host)
 
         def protocol() -> WireClient:
-            return WireClient(secret=secret, on_lost=lost)
+            return WireClient(secret=secret, on_lost=lost, on_event=self._hear)
 
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -310,6 +394,7 @@ class ReplicaClient:
                 if host.wire is not None:
                     host.wire.close()
                     host.wire = None
+                    self._replace(host)
                 host.failures, host.open_until = 0, 0.0
             host.row = row
             if row.is_live and host.wire is None and host.open_until <= time.monotonic():
@@ -318,7 +403,8 @@ class ReplicaClient:
         if live != self._live:
             self._live = live
             self._placed.clear()
-        newest = max((row.heartbeat for row in rows), default=0.0)
+            self._unplaced.update(self._watched)
+        newest = max((row.heartbeat for row in rows if row.state != "stuck"), default=0.0)
         if newest != self._newest_beat:
             self._newest_beat, self.beat_seen_at = newest, time.monotonic()
 

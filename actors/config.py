@@ -26,8 +26,29 @@ class HostSettings(Settings):
     host_max_active: int = Field(
         20_000, ge=1, le=1_000_000, description="replicas open at once per host; less where the file limit is lower"
     )
+    host_memory_mb: int = Field(
+        1024,
+        ge=8,
+        le=1_048_576,
+        description="memory of a host's open replicas, in MiB: connections and kept pages; beyond it some are closed",
+    )
+    host_disk_mb: int = Field(
+        20_480,
+        ge=16,
+        le=67_108_864,
+        description="disk of a host's replica files, in MiB; beyond it those closed longest ago are deleted",
+    )
+    host_file_days: float = Field(
+        30.0, gt=0, le=3650, description="days without use after which a replica's file is deleted"
+    )
+    host_audit_s: float = Field(
+        5.0, ge=0, le=86_400, description="seconds between audits of an idle replica against the primary; 0: none"
+    )
     host_pulls: int = Field(4, ge=1, le=64, description="pulls at once per host, and its connections for them")
     host_seeds: int = Field(2, ge=1, le=64, description="seeds at once per host, and its connections for them")
+    primary_seeds: int = Field(
+        8, ge=0, le=1000, description="seeds at once on the primary, by all its hosts together; 0: no bound"
+    )
     retention_h: float = Field(
         48.0,
         gt=0,

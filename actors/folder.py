@@ -31,7 +31,7 @@ class ReplicaFolder:
     @classmethod
     def claim(cls, replicas: Path, host_id: str, *, generation: int) -> ReplicaFolder:
         """The folder of `host_id`; one of its own generation's when a process that was given up still has it."""
-        name = host_id.replace("/", "_")
+        name = host_id.replace(":", "_")
         for candidate in (name, f"{name}.{generation}"):
             path = replicas / candidate
             path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -17,12 +17,17 @@ from typing import Any
 
 import structlog
 
-from actors.activation import Answer, Replicas
+from actors.activation import Limits
 from actors.config import HostSettings
 from actors.errors import Retryable
 from actors.folder import ReplicaFolder
+from actors.health import Pulse
+from actors.janitor import Janitor
+from actors.messages import CallRequest, PageHead, PageState, PokeRequest, Position, ReadRequest, SyncReply, Type
 from actors.metrics import HostMetrics, HostStats
-from actors.wire import CallRequest, PageHead, PageState, PokeRequest, ReadRequest, SyncReply, Type, WireServer
+from actors.placement import first
+from actors.replicas import Answer, Replicas
+from actors.wire import WireServer
 from store import hosts
 from store.clock import Clock, SystemClock
 from store.config import StoreSettings
@@ -38,7 +43,9 @@ log = structlog.get_logger()
 
 BEAT_S = 1.0
 SWEEP_S = 1.0
+PULSE_S = 5.0
 TRIM_S = 600.0
+TIDY_S = 60.0
 #: Replicas in one listing: more would not be read by anybody.
 _MAX_LISTED = 1000
 #: Handles that are not replicas: sockets, connections, logs, libraries.
@@ -63,7 +70,7 @@ class ReplicaHost:
         build: str,
         clock: Clock | None = None,
     ) -> None:
-        self.id = f"{settings.node}/{slot}"
+        self.id = f"{settings.node}:{slot}"
         self.generation = 0
         self.address = ""
         self._data = data
@@ -80,6 +87,8 @@ class ReplicaHost:
         self._ending: asyncio.Task[None] | None = None  # held, so that it is not collected half-way
         self._tasks: list[asyncio.Task[None]] = []
         self._state = "live"
+        #: The hosts whose users are theirs, as last read; without any, everybody's users are ours.
+        self._members: tuple[str, ...] = ()
         self._stopped = asyncio.Event()
 
     async def start(self) -> None:
@@ -99,7 +108,7 @@ class ReplicaHost:
 
     async def _start(self) -> None:
         max_active = min(self._settings.host_max_active, _raise_file_limit())
-        self._control = await self._open_primary("control", 1)
+        self._control = await self._open_primary("control", 2)
         pulls = await self._open_primary("pulls", self._settings.host_pulls)
         seeds = self._seeds = await self._open_primary(
             "seeds", self._settings.host_seeds, wait_s=30.0, statement_timeout_s=300.0
@@ -113,20 +122,36 @@ class ReplicaHost:
             pulls,
             seeds,
             self._documents,
+            Limits(
+                max_active=max_active,
+                max_bytes=self._settings.host_memory_mb * 2**20,
+                idle_s=self._settings.host_idle_s,
+                pulls=self._settings.host_pulls,
+                seeds=self._settings.host_seeds,
+                all_seeds=self._settings.primary_seeds,
+            ),
             clock=self._clock,
             metrics=self._metrics,
-            max_active=max_active,
-            idle_s=self._settings.host_idle_s,
-            concurrent_pulls=self._settings.host_pulls,
-            concurrent_seeds=self._settings.host_seeds,
+            may_seed=self._may_seed,
         )
-        self._taken.push_async_callback(self._replicas.close)
+        self._taken.push_async_callback(self._replicas.life.close_all)
+        self._janitor = Janitor(
+            folder,
+            max_bytes=self._settings.host_disk_mb * 2**20,
+            max_age_s=self._settings.host_file_days * 86_400,
+            clock=self._clock,
+        )
+        self._pulse = Pulse(self._control, self._replicas, self.id)
         self._server = await self._listen()
         self._taken.callback(self._stop_listening)
         await self._beat()
-        loops = (("beat", BEAT_S, self._beat), ("sweep", SWEEP_S, self._sweep), ("trim", TRIM_S, self._trim))
-        for name, period_s, work in loops:
-            self._tasks.append(asyncio.create_task(self._every(period_s, work), name=name))
+        self._run("beat", BEAT_S, self._beat)
+        self._run("sweep", SWEEP_S, self._sweep)
+        self._run("pulse", PULSE_S, self._pulse.beat, at_once=True)
+        self._run("trim", TRIM_S, self._trim)
+        self._run("tidy", TIDY_S, self._tidy, at_once=True)
+        if self._settings.host_audit_s:
+            self._run("audit", self._settings.host_audit_s, self._replicas.audit_idle)
 
     async def _open_primary(self, name: str, size: int, **options: float) -> Primary:
         primary = await Primary.open(self._url, name=f"{self.id} {name}", size=size, **options)
@@ -229,6 +254,13 @@ class ReplicaHost:
     def poke(self, request: PokeRequest) -> None:
         self._replicas.poke(request.user, Bookmark(request.epoch, request.version))
 
+    def watch(self, connection: WireServer, request: CallRequest) -> Position:
+        at = self._replicas.watch(request.user, connection, Bookmark(request.epoch, request.version))
+        return Position("", 0) if at is None else Position(*at)
+
+    def unwatch(self, connection: WireServer, user: str | None) -> None:
+        self._replicas.watches.remove(connection, user)
+
     async def call(self, kind: Type, request: CallRequest) -> Any:
         if kind is Type.STATS:
             return self.stats()
@@ -241,12 +273,14 @@ class ReplicaHost:
         if kind is Type.RESEED:
             self._replicas.reseed(request.user)
             return True
-        if kind is Type.SYNC:
-            try:
+        try:
+            if kind is Type.SYNC:
                 cursor, applied = await self._replicas.sync(request.user)
-            except PrimaryUnavailable as error:
-                raise Retryable(str(error)) from error
-            return SyncReply(cursor.epoch, cursor.version, applied)
+                return SyncReply(cursor.epoch, cursor.version, applied)
+            if kind is Type.AUDIT:
+                return await self._replicas.audit(request.user, repair=request.repair)
+        except PrimaryUnavailable as error:
+            raise Retryable(str(error)) from error
         raise Retryable(f"this host does not know calls of type {kind}")
 
     def stats(self) -> HostStats:
@@ -258,18 +292,25 @@ class ReplicaHost:
             metrics=self._metrics,
             active=self._replicas.active_count,
             seeding=self._replicas.seeding_count,
-            kept_bytes=self._replicas.kept_bytes,
+            watched=len(self._replicas.watches),
+            open_bytes=self._replicas.life.budget.used_bytes,
+            kept_bytes=self._replicas.life.budget.kept_bytes,
+            disk_bytes=self._janitor.bytes,
             resident_bytes=_resident_bytes(),
             in_flight=sum(connection.in_flight for connection in self._connections),
             lag_s=self._replicas.lag_s,
+            is_stuck=self._pulse.is_stuck,
         )
 
     # --- what it does by itself -----------------------------------------------------------------------------------
 
-    async def _every(self, period_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    def _run(self, name: str, period_s: float, work: Callable[[], Awaitable[None]], *, at_once: bool = False) -> None:
+        self._tasks.append(asyncio.create_task(self._every(period_s, work, at_once=at_once), name=name))
+
+    async def _every(self, period_s: float, work: Callable[[], Awaitable[None]], *, at_once: bool) -> None:
         """Ended by `stop`."""
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        due = loop.time() - (period_s if at_once else 0.0)
         while True:
             due = max(due + period_s, loop.time())
             await asyncio.sleep(due - loop.time())
@@ -285,7 +326,13 @@ class ReplicaHost:
                 log.exception("host.loop_failed", host=self.id)
 
     async def _beat(self) -> None:
-        await hosts.heartbeat(self._control, self.id, self.generation, address=self.address, state=self._state)
+        state = "stuck" if self._state == "live" and self._pulse.is_stuck else self._state
+        await hosts.heartbeat(self._control, self.id, self.generation, address=self.address, state=state)
+        self._members = tuple(row.id for row in await hosts.list_hosts(self._control) if row.is_missed)
+
+    def _may_seed(self, user: str) -> bool:
+        """Whether a user without a file here is ours: not while the host that has it is away for a moment."""
+        return first(user, self._members) in (self.id, None)
 
     async def _trim(self) -> None:
         # Every host does it: batches skip what another one has locked, and without work it is one index probe.
@@ -294,8 +341,11 @@ class ReplicaHost:
             log.info("retention.trimmed", versions=trimmed.versions, rows=trimmed.rows)
 
     async def _sweep(self) -> None:
-        self._replicas.passivate_idle()
+        self._replicas.life.close_idle()
         await self._replicas.sweep()
+
+    async def _tidy(self) -> None:
+        self._metrics.files_removed += await self._janitor.tidy(self._replicas.life.paths)
 
 
 def _floor(request: ReadRequest) -> Bookmark | None:

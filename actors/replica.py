@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from actors.errors import DiskFull, QueryTooCostly, ReplicaBroken
 from actors.queries import answer
-from actors.schema import APPLICATION_ID, DELETE, UPSERT
+from actors.schema import APPLICATION_ID, DELETE, ROWS, UPSERT
 from store.changes import Cursor
 from store.documents import Row
 from store.gallery import decode_query, query_hash
@@ -76,23 +76,39 @@ class Applied(NamedTuple):
 class Replica:
     """An open replica. `cursor` is what it has applied, and what every answer is true for."""
 
-    __slots__ = ("_connection", "_kept", "_kept_bytes", "_steps", "_version", "cursor", "path", "synced_at", "user")
+    __slots__ = (
+        "_connection",
+        "_kept",
+        "_kept_bytes",
+        "_on_kept",
+        "_steps",
+        "_version",
+        "cursor",
+        "path",
+        "synced_at",
+        "user",
+    )
 
-    def __init__(self, path: Path, user: str, connection: sqlite3.Connection, version: int) -> None:
+    def __init__(
+        self, path: Path, user: str, connection: sqlite3.Connection, version: int, on_kept: Callable[[int], None]
+    ) -> None:
         self.path = path
         self.user = user
         self._connection = connection
         self._version = version
         self._kept: dict[bytes, KeptPage] = {}
         self._kept_bytes = 0
+        self._on_kept = on_kept
         self._steps = 0
         row = connection.execute("select epoch, version, nonce, synced_at from meta").fetchone()
         self.cursor = Cursor(*row[:3])
         self.synced_at: float = row[3]
 
     @classmethod
-    def open(cls, path: Path, user: str, version: int) -> Replica:
+    def open(cls, path: Path, user: str, version: int, on_kept: Callable[[int], None] = lambda size: None) -> Replica:
         """Open the file at `path`, which must be `user`'s and of schema `version`.
+
+        `on_kept` hears how many bytes of pages are kept (negative: let go).
 
         Raises:
             ReplicaBroken: it is not, or it cannot be read.
@@ -110,7 +126,7 @@ class Replica:
             for pragma in _PRAGMAS:
                 connection.execute(pragma)
             _check(connection, user, version)
-            return cls(path, user, connection, version)
+            return cls(path, user, connection, version, on_kept)
         except (*_BROKEN, ReplicaBroken, TypeError) as error:
             if connection is not None:
                 connection.close()
@@ -118,6 +134,7 @@ class Replica:
 
     def close(self) -> None:
         """Write down when it was last in step, and close. Never raises: the file can always be seeded again."""
+        self._forget_pages()
         try:
             if self._connection.in_transaction:
                 self._connection.execute("rollback")
@@ -159,8 +176,7 @@ class Replica:
             raise ReplicaBroken(f"changes of {self.user} could not be applied: {error}") from error
         self.cursor = head
         if "images" in kinds:  # the only kind that a page reads so far
-            self._kept.clear()
-            self._kept_bytes = 0
+            self._forget_pages()
 
     def read(self, encoded: bytes) -> KeptPage:
         """The answer to a query, true for `cursor`.
@@ -179,6 +195,18 @@ class Replica:
     @property
     def kept_bytes(self) -> int:
         return self._kept_bytes
+
+    def rows(self, kind: str, after: str, until: str | None) -> list[Row]:
+        """The rows of `kind` with after < id <= until (None: all that follow), in the order of their ids.
+
+        Raises:
+            ReplicaBroken: the file cannot be used any more.
+        """
+        sql, values = ROWS[kind], (after, until, until)
+        try:
+            return [Row(row[0], row[1:-1], row[-1]) for row in self._connection.execute(sql, values)]
+        except _BROKEN as error:
+            raise ReplicaBroken(f"replica of {self.user} cannot be read: {error}") from error
 
     def _query(self, encoded: bytes) -> KeptPage:
         self._steps = 0
@@ -203,11 +231,18 @@ class Replica:
         size = len(page.body or b"")
         if size > KEPT_BYTES // 2:
             return
+        before = self._kept_bytes
         while self._kept and (len(self._kept) >= KEPT_PAGES or self._kept_bytes + size > KEPT_BYTES):
             oldest = next(iter(self._kept))
             self._kept_bytes -= len(self._kept.pop(oldest).body or b"")
         self._kept[encoded] = page
         self._kept_bytes += size
+        self._on_kept(self._kept_bytes - before)
+
+    def _forget_pages(self) -> None:
+        self._on_kept(-self._kept_bytes)
+        self._kept.clear()
+        self._kept_bytes = 0
 
 
 def _check(connection: sqlite3.Connection, user: str, version: int) -> None:

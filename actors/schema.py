@@ -11,7 +11,7 @@ from typing import Final
 
 from store.documents import FILTERS, Documents
 
-__all__ = ["APPLICATION_ID", "DELETE", "SCHEMA", "UPSERT", "user_version"]
+__all__ = ["APPLICATION_ID", "DELETE", "ROWS", "SCHEMA", "UPSERT", "user_version"]
 
 #: "PRSE": `file` and sqlite3 show whose file this is.
 APPLICATION_ID: Final = 0x50525345
@@ -47,6 +47,12 @@ SCHEMA: Final = "\n".join(
 UPSERT: Final = {kind: _upsert(kind) for kind in FILTERS}
 #: kind → statement that deletes one row by id.
 DELETE: Final = {kind: f"delete from {kind} where id = ?" for kind in FILTERS}
+#: kind → statement that selects rows as `UPSERT` writes them, from behind one id up to another one, if given.
+ROWS: Final = {
+    kind: f"select {', '.join(('id', *FILTERS[kind], 'doc'))} from {kind} "
+    "where id > ? and (? is null or id <= ?) order by id"
+    for kind in FILTERS
+}
 
 
 def user_version(documents: Documents) -> int:

@@ -2,10 +2,14 @@
 
 All rows come from one REPEATABLE READ snapshot, whose head is the cursor written beside them. They go through
 aiosqlite, off the loop, into a staging file; pulls bring it near the head; only then it gets its final, new name.
+
+However many hosts a primary has, only so many copy at once: each holds one of a few advisory locks while it does, and
+Postgres takes the lock back from whoever dies.
 """
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -24,6 +28,8 @@ _BATCH: Final = 500
 #: A staging file at most this many changes behind is served; the first read pulls the rest.
 _NEAR: Final = 20
 _ROUNDS: Final = 8
+_TURN_SQL: Final = "select n from generate_series(1, $2) n where pg_try_advisory_xact_lock($1, n) limit 1"
+_TURN_PAUSE_S: Final = 0.05
 
 
 class Seeded(NamedTuple):
@@ -33,10 +39,13 @@ class Seeded(NamedTuple):
     rows: int
 
 
-async def seed(primary: Primary, user: str, path: Path, documents: Documents, *, synced_at: float) -> Seeded:
+async def seed(
+    primary: Primary, user: str, path: Path, documents: Documents, *, synced_at: float, at_once: int = 0
+) -> Seeded:
     """Write `user`'s rows to a new replica at `path`, which appears only when it is whole.
 
-    `synced_at` is the wall time now, before the snapshot is taken.
+    `synced_at` is the wall time now, before the snapshot is taken. `at_once` is how many seeds may copy from this
+    primary at a time, this one with them; 0 does not wait for others.
 
     Raises:
         PrimaryUnavailable: the primary went away; nothing is left behind.
@@ -47,8 +56,7 @@ async def seed(primary: Primary, user: str, path: Path, documents: Documents, *,
     try:
         async with primary.connection() as connection, aiosqlite.connect(staging, isolation_level=None) as replica:
             await _prepare(replica, user, documents)
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                seeded = await _copy(connection, replica, user, documents)
+            seeded = await _copy_in_turn(connection, replica, user, documents, at_once)
             await _finish(replica, user, seeded.cursor, synced_at)
             seeded = await _catch_up(connection, replica, user, seeded, documents)
         staging.rename(path)
@@ -63,6 +71,16 @@ async def _prepare(replica: aiosqlite.Connection, user: str, documents: Document
         f"pragma journal_mode = off; pragma synchronous = off; pragma application_id = {APPLICATION_ID};"
         f"pragma user_version = {user_version(documents)}; begin; {SCHEMA}"
     )
+
+
+async def _copy_in_turn(
+    connection: Connection, replica: aiosqlite.Connection, user: str, documents: Documents, at_once: int
+) -> Seeded:
+    while True:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            if not at_once or await connection.fetchval(_TURN_SQL, APPLICATION_ID, at_once):
+                return await _copy(connection, replica, user, documents)
+        await asyncio.sleep(_TURN_PAUSE_S)
 
 
 async def _copy(connection: Connection, replica: aiosqlite.Connection, user: str, documents: Documents) -> Seeded:

@@ -52,14 +52,22 @@ class Active:
     """An open replica, and what its host knows of it.
 
     `verified_at`: monotonic time at which a pull or sweep was *sent* that found it at head: its age counts from there.
+    `readers`: how many wait for it. `is_pinned`: never closed for being idle or for want of room.
+    `older`, `newer`, `passed_at`: its place in the host's budget.
     """
 
     __slots__ = (
+        "audited_at",
         "forced",
         "is_closed",
         "is_full",
+        "is_pinned",
         "lock",
         "must_pull",
+        "newer",
+        "older",
+        "passed_at",
+        "readers",
         "replica",
         "used_at",
         "verified_at",
@@ -73,9 +81,26 @@ class Active:
         self.must_pull = True  # nothing is known about what happened while it was closed
         self.is_full = False
         self.is_closed = False
+        self.is_pinned = False
+        self.readers = 0
+        self.audited_at = 0.0
+        self.passed_at = used_at
+        self.older: Active | None = None
+        self.newer: Active | None = None
         self.forced = _Allowance()
         self.lock = asyncio.Lock()
         self.waiting: asyncio.Task[int] | None = None
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether somebody waits for it, or changes are on their way."""
+        return self.is_pinned or self.readers > 0 or self.waiting is not None or self.lock.locked()
+
+    @property
+    def position(self) -> Bookmark:
+        """Where it is, as a bookmark."""
+        epoch, version, _ = self.replica.cursor
+        return Bookmark(epoch, version)
 
     def is_behind(self, floor: Bookmark | None) -> bool:
         """Whether `floor` asks for more than the replica has."""
@@ -88,7 +113,8 @@ class Active:
 class Sync:
     """Pulls and sweeps of one host.
 
-    `on_reset` and `on_broken` are told about replicas that must be made anew.
+    `on_reset` and `on_broken` are told about replicas that must be made anew, `on_applied` about every other
+    pull: where the replica was before, and the kinds of rows that changed.
     """
 
     def __init__(
@@ -100,6 +126,7 @@ class Sync:
         metrics: HostMetrics,
         on_reset: Callable[[Active, Reset], None],
         on_broken: Callable[[Active, ReplicaBroken], None],
+        on_applied: Callable[[Active, Bookmark, list[str]], None],
         concurrency: int,
     ) -> None:
         self._primary = primary
@@ -108,6 +135,7 @@ class Sync:
         self._metrics = metrics
         self._on_reset = on_reset
         self._on_broken = on_broken
+        self._on_applied = on_applied
         self._slots = asyncio.Semaphore(concurrency)
 
     async def pull(self, active: Active) -> int:
@@ -176,7 +204,7 @@ class Sync:
         if isinstance(answer, Reset):
             self._on_reset(active, answer)
             return 0
-        replica = active.replica
+        replica, before = active.replica, active.position
         if answer.head != replica.cursor:
             try:
                 replica.apply(answer.head, map(self._applied, answer.changes))
@@ -192,16 +220,17 @@ class Sync:
             self._metrics.changes_applied += len(answer.changes)
         active.is_full = active.must_pull = False
         active.verified_at, replica.synced_at = sent_at, sent_wall
+        self._on_applied(active, before, sorted({change.kind for change in answer.changes}))
         return len(answer.changes)
 
     def _applied(self, change: Change) -> Applied:
         row = None if change.source is None else self._documents.row(change.kind, change.source)
         return Applied(change.kind, change.row_id, row)
 
-    async def sweep(self, actives: dict[str, Active]) -> float:
+    async def sweep(self, actives: dict[str, Active], asleep: list[str]) -> dict[str, Bookmark]:
         """Compare all active replicas with their heads in one query; pull those that differ.
 
-        Answers how long the query took, in seconds.
+        Answers the heads of `asleep`, whose replicas are not open.
 
         Raises:
             PrimaryUnavailable: nothing is known; ages go on growing.
@@ -209,8 +238,11 @@ class Sync:
         users = list(actives)
         sent_at, sent_wall = self._clock.monotonic(), self._clock.wall()
         async with self._primary.connection() as connection:
-            epoch, heads = await heads_of(connection, users)
+            epoch, heads = await heads_of(connection, users + asleep)
+        self._metrics.sweeps += 1
+        self._metrics.sweep_seconds += self._clock.monotonic() - sent_at
         nothing = START._replace(epoch=epoch)
+        lagging = 0
         for user in users:
             active = actives.get(user)
             if active is None:
@@ -220,8 +252,10 @@ class Sync:
                 active.replica.synced_at = sent_wall
                 active.must_pull = False
             else:
+                lagging += 1
                 self.pull_soon(active)
-        return self._clock.monotonic() - sent_at
+        self._metrics.lagging = lagging
+        return {user: Bookmark(*heads.get(user, nothing)[:2]) for user in asleep}
 
 
 def _forget_error(task: asyncio.Task[int]) -> None:

@@ -18,28 +18,14 @@ import hmac
 import secrets
 import struct
 from collections.abc import Awaitable, Callable
-from enum import IntEnum
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, cast
 
 import msgspec
 
 from actors.errors import BadFrame, Behind, CallError, Overloaded, Retryable, Seeding
+from actors.messages import CallRequest, Event, PageHead, PageReply, PokeRequest, Position, ReadRequest, Type, WireError
 
-__all__ = [
-    "CallRequest",
-    "Handler",
-    "Outcome",
-    "PageHead",
-    "PageReply",
-    "PageState",
-    "PokeRequest",
-    "ReadRequest",
-    "ReplicaInfo",
-    "SyncReply",
-    "Type",
-    "WireClient",
-    "WireServer",
-]
+__all__ = ["MAX_FRAME_BYTES", "MAX_IN_FLIGHT", "Handler", "WireClient", "WireServer", "frame", "page_frame"]
 
 _HEAD: Final = struct.Struct("!IIB")
 _PAGE_HEAD: Final = struct.Struct("!IIBH")
@@ -49,134 +35,12 @@ MAX_FRAME_BYTES: Final = 16 * 2**20
 #: Requests under way on one connection; more are refused at once.
 MAX_IN_FLIGHT: Final = 1024
 _AUTH_S: Final = 5.0
-T = TypeVar("T")
-
-
-class Type(IntEnum):
-    """Types of frames. Requests below 64, replies from 64."""
-
-    READ = 1
-    POKE = 2
-    SYNC = 3
-    STATS = 4
-    AUTH = 6
-    INSPECT = 7
-    PASSIVATE = 8
-    RESEED = 9
-    ACTIVE = 10
-    PAGE = 64
-    REPLY = 65
-    ERROR = 66
-    HELLO = 67
-
-
-class ReadRequest(msgspec.Struct, array_like=True, frozen=True):
-    """A read. `query` is `encode_query`'s bytes.
-
-    floor_epoch, floor_version    the answer may not be older; an empty epoch means that there is no floor
-    have                          stamp of the page that the asker still has; 0 for none
-    max_wait_ms                   longest wait for the floor, or for whatever else needs the primary
-    max_age_s                     the answer may not be older than this; -1: however old
-    validate                      ask the primary first
-    stale_ok                      after the wait, an answer below the floor is welcome, marked as stale
-    """
-
-    user: str
-    query: bytes
-    deadline_ms: int
-    floor_epoch: str = ""
-    floor_version: int = 0
-    have: int = 0
-    max_wait_ms: int = 250
-    max_age_s: int = -1
-    validate: bool = False
-    stale_ok: bool = False
-
-
-class PokeRequest(msgspec.Struct, array_like=True, frozen=True):
-    """A hint that `user` is at this position in the primary. Not answered."""
-
-    user: str
-    epoch: str
-    version: int
-
-
-class CallRequest(msgspec.Struct, array_like=True, frozen=True):
-    """Any other call; `user` is empty where it concerns the host."""
-
-    deadline_ms: int
-    user: str = ""
-
-
-class PageState(IntEnum):
-    """What follows a page's head."""
-
-    BYTES = 0
-    UNCHANGED = 1  # the asker has them: its stamp is the page's
-    MISSING = 2  # there is no such row
-
-
-class Outcome(IntEnum):
-    """How an answer came about."""
-
-    FRESH = 0  # at hand
-    WAITED = 1  # after a pull
-    STALE = 2  # the primary did not answer in time: older than what was asked for, or maybe so
-
-
-class PageHead(msgspec.Struct, array_like=True, frozen=True):
-    """What is known of a page."""
-
-    epoch: str
-    version: int
-    age_s: int
-    query_hash: str
-    stamp: int
-    state: PageState
-    outcome: Outcome
-
-
-class PageReply(msgspec.Struct, frozen=True):
-    """A page with its head."""
-
-    head: PageHead
-    body: bytes
-
-
-class SyncReply(msgspec.Struct, array_like=True, frozen=True):
-    """Where a sync ended, and how many rows it changed."""
-
-    epoch: str
-    version: int
-    applied: int
-
-
-class ReplicaInfo(msgspec.Struct, array_like=True, frozen=True):
-    """A replica as its host knows it. `state`: cold, seeding, active or passive; ages in seconds, -1 for unknown."""
-
-    user: str
-    state: str
-    epoch: str = ""
-    version: int = 0
-    age_s: float = -1.0
-    idle_s: float = -1.0
-    kept_bytes: int = 0
-    file_bytes: int = 0
-    path: str = ""
-
-
-class WireError(msgspec.Struct, array_like=True, frozen=True):
-    """A refusal."""
-
-    code: str
-    message: str
-
-
 _ERRORS: Final[dict[str, type[CallError]]] = {e.code: e for e in (Retryable, Overloaded, Seeding, Behind)}
 _encode = msgspec.msgpack.Encoder().encode
 _decode_page_head = msgspec.msgpack.Decoder(PageHead).decode
 _decode_error = msgspec.msgpack.Decoder(WireError).decode
 _decode_read = msgspec.msgpack.Decoder(ReadRequest).decode
+_decode_event = msgspec.msgpack.Decoder(Event).decode
 
 
 def frame(request_id: int, kind: Type, body: bytes) -> bytes:
@@ -260,6 +124,14 @@ class Handler(Protocol):
 
     def poke(self, request: PokeRequest) -> None: ...
 
+    def watch(self, connection: WireServer, request: CallRequest) -> Position:
+        """Tell `connection` from now on when the user's replica moves beyond what the request knows."""
+        ...
+
+    def unwatch(self, connection: WireServer, user: str | None) -> None:
+        """Stop telling; None: it is gone, and nothing more is told to it."""
+        ...
+
     async def call(self, kind: Type, request: CallRequest) -> Any:
         """What the call answers, as something msgspec encodes.
 
@@ -279,6 +151,9 @@ class WireServer(_FrameProtocol):
         self._secret = secret
         self._challenge = b""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_full = False
+        #: Users with events that a gateway which does not read has yet to hear of: one each, whatever happens.
+        self._untold: dict[str, Event] = {}
 
     @property
     def in_flight(self) -> int:
@@ -296,15 +171,21 @@ class WireServer(_FrameProtocol):
         self._connections.discard(self)
         for task in self._tasks:
             task.cancel()  # nobody is there for the answer
+        self._handler.unwatch(self, None)
 
     def pause_writing(self) -> None:
         # The gateway reads slower than it asks: stop listening until it has caught up.
         assert self._transport is not None
+        self._is_full = True
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         assert self._transport is not None
+        self._is_full = False
         self._transport.resume_reading()
+        untold, self._untold = self._untold, {}
+        for event in untold.values():
+            self.tell(event)
 
     def frame_received(self, request_id: int, kind: int, body: bytes) -> None:
         if self._challenge:
@@ -322,9 +203,26 @@ class WireServer(_FrameProtocol):
                 self._start(request_id, request.deadline_ms, self._read(request_id, request))
         elif kind == Type.POKE:
             self._handler.poke(msgspec.msgpack.decode(body, type=PokeRequest))
+        elif kind == Type.WATCH:
+            try:
+                position = self._handler.watch(self, msgspec.msgpack.decode(body, type=CallRequest))
+            except CallError as error:
+                self._refuse(request_id, error)
+                return
+            self.send(frame(request_id, Type.REPLY, _encode(position)))
+        elif kind == Type.UNWATCH:
+            self._handler.unwatch(self, msgspec.msgpack.decode(body, type=CallRequest).user)
         else:
             call = msgspec.msgpack.decode(body, type=CallRequest)
             self._start(request_id, call.deadline_ms, self._call(request_id, Type(kind), call))
+
+    def tell(self, event: Event) -> None:
+        """Send an event to the gateway, which did not ask for it just now."""
+        if self._is_full:
+            missed = event.user in self._untold
+            self._untold[event.user] = msgspec.structs.replace(event, is_whole=event.is_whole or missed)
+            return
+        self.send(frame(0, Type.EVENT, _encode(event)))
 
     def _authenticate(self, kind: int, body: bytes) -> None:
         assert self._secret is not None
@@ -377,10 +275,17 @@ def _proof(secret: bytes, challenge: bytes) -> bytes:
 class WireClient(_FrameProtocol):
     """One connection to a host, shared by all requests of a gateway."""
 
-    def __init__(self, *, secret: bytes | None, on_lost: Callable[[WireClient], None]) -> None:
+    def __init__(
+        self,
+        *,
+        secret: bytes | None,
+        on_lost: Callable[[WireClient], None],
+        on_event: Callable[[Event], None] = lambda event: None,
+    ) -> None:
         super().__init__()
         self._secret = secret
         self._on_lost = on_lost
+        self._on_event = on_event
         self._next_id = 0
         #: id → (future, loop time of its deadline). `expire` looks through it: cheaper than a timer per request.
         self._pending: dict[int, tuple[asyncio.Future[Any], float]] = {}
@@ -411,6 +316,9 @@ class WireClient(_FrameProtocol):
                 self.send(frame(0, Type.AUTH, _proof(self._secret, body)))
             elif not self.ready.done():
                 self.ready.set_result(None)
+            return
+        if kind == Type.EVENT:
+            self._on_event(_decode_event(body))
             return
         waiting = self._pending.pop(request_id, None)
         if waiting is None or waiting[0].done():

@@ -13,6 +13,7 @@ from aiohttp import web
 from actors import ReplicaClient, user_version
 from gateway.auth import Authenticator
 from gateway.config import GatewaySettings
+from gateway.events import Streams
 from gateway.freshness import Reads
 from gateway.metrics import GatewayMetrics
 from gateway.middleware import make_middleware
@@ -82,8 +83,11 @@ class Gateway:
             PrimaryReads(self.fallback, self.documents),
             version=user_version(self.documents),
             timeout_s=self.settings.read_timeout_ms / 1000,
+            on_refused=self.metrics.saw_refusal,
         )
         await self.auth.start()
+        self.streams = Streams(self.client, self.primary, self.auth, self.metrics, most=self.settings.max_streams)
+        await self.streams.start()
         self.operators = Operators(self.primary, self.client, self.documents)
         self.pictures = PictureProcess(
             max_bytes=self.settings.upload_max_bytes, max_pixels=self.settings.upload_max_pixels
@@ -117,6 +121,11 @@ def make_app(gateway: Gateway) -> web.Application:
         await gateway.close()
 
     app.cleanup_ctx.append(life)
+
+    async def end_streams(_: web.Application) -> None:
+        await gateway.streams.close()  # before the server waits for its handlers to end
+
+    app.on_shutdown.append(end_streams)
     return app
 
 

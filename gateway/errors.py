@@ -23,7 +23,7 @@ from store.errors import (
     UnsupportedPicture,
 )
 
-__all__ = ["BadRequest", "Forbidden", "Problem", "Unauthorized", "problem_of", "problem_response"]
+__all__ = ["BadRequest", "Forbidden", "Problem", "TooMany", "Unauthorized", "problem_of", "problem_response"]
 
 
 class Problem(Exception):
@@ -65,6 +65,13 @@ class TooLarge(Problem):
     code = "too_large"
 
 
+class TooMany(Problem):
+    """Raised when the caller, or this process, has as many of something as it may."""
+
+    status = 429
+    code = "too_many"
+
+
 #: First match wins: subclasses before their bases.
 _TABLE: Final[tuple[tuple[type[Exception], int, str], ...]] = (
     (InvalidQuery, 400, "invalid_request"),
@@ -81,7 +88,7 @@ _TABLE: Final[tuple[tuple[type[Exception], int, str], ...]] = (
 )
 _TITLES: Final = {
     400: "Bad request", 401: "Unauthorized", 403: "Forbidden", 404: "Not found", 405: "Method not allowed",
-    413: "Too large", 415: "Unsupported media type", 422: "Unprocessable", 500: "Internal error",
+    413: "Too large", 415: "Unsupported media type", 422: "Unprocessable", 429: "Too many", 500: "Internal error",
     503: "Unavailable",
 }  # fmt: skip
 _RETRY_AFTER_S: Final = "1"
@@ -139,7 +146,7 @@ def problem_response(error: Exception, request_id: str) -> web.Response:
     )  # fmt: skip
     if status == 401:
         response.headers["WWW-Authenticate"] = 'Bearer realm="peruse"'
-    if status == 503:
+    if status in (429, 503):
         response.headers["Retry-After"] = _RETRY_AFTER_S
     if isinstance(error, web.HTTPMethodNotAllowed):
         response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))

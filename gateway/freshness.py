@@ -8,6 +8,7 @@ primary does, with the same bytes.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
 from actors import Behind, CallError, Outcome, Overloaded, PageState, ReplicaClient, Seeding
@@ -74,8 +75,17 @@ class Read(NamedTuple):
 class Reads:
     """Reads of one gateway: from the user's replica, else from the primary."""
 
-    def __init__(self, client: ReplicaClient, primary: PrimaryReads, *, version: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        client: ReplicaClient,
+        primary: PrimaryReads,
+        *,
+        version: int,
+        timeout_s: float,
+        on_refused: Callable[[str], None] = lambda reason: None,
+    ) -> None:
         self._client = client
+        self._on_refused = on_refused
         self._primary = primary
         self._version = version
         self._timeout_s = timeout_s
@@ -105,6 +115,7 @@ class Reads:
             )
         except CallError as refusal:
             # The primary can serve a fraction of what has just overloaded a host.
+            self._on_refused(refusal.code)
             if isinstance(refusal, Overloaded) or (isinstance(refusal, Behind) and on_timeout != "primary"):
                 raise
             return await self._from_primary(user, encoded, floor, refusal)

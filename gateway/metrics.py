@@ -22,11 +22,24 @@ _LATENCY_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25,
 class GatewayMetrics:
     """Requests of one gateway process since it started."""
 
-    __slots__ = ("latency", "latency_seconds", "reads", "requests")
+    __slots__ = (
+        "events",
+        "latency",
+        "latency_seconds",
+        "reads",
+        "refusals",
+        "requests",
+        "resyncs",
+        "streams",
+    )
 
     def __init__(self) -> None:
         self.requests: dict[tuple[str, str, int], int] = {}
-        self.reads: dict[str, int] = {}
+        self.reads: dict[tuple[str, str], int] = {}
+        self.refusals: dict[str, int] = {}
+        self.streams = 0
+        self.events = 0
+        self.resyncs = 0
         self.latency = [0] * (len(_LATENCY_S) + 1)
         self.latency_seconds = 0.0
 
@@ -36,8 +49,12 @@ class GatewayMetrics:
         self.latency[bisect_left(_LATENCY_S, seconds)] += 1
         self.latency_seconds += seconds
 
-    def saw_read(self, source: str) -> None:
-        self.reads[source] = self.reads.get(source, 0) + 1
+    def saw_read(self, source: str, outcome: str) -> None:
+        key = (source, outcome)
+        self.reads[key] = self.reads.get(key, 0) + 1
+
+    def saw_refusal(self, reason: str) -> None:
+        self.refusals[reason] = self.refusals.get(reason, 0) + 1
 
 
 class _Scrape:
@@ -59,10 +76,28 @@ class _Scrape:
         for (method, route, status), count in list(self._metrics.requests.items()):
             requests.add_metric((self._gateway, method, route, str(status)), count)
         yield requests
-        reads = CounterMetricFamily("peruse_reads", "Gallery reads, by who answered.", labels=("gateway", "source"))
-        for source, count in list(self._metrics.reads.items()):
-            reads.add_metric((self._gateway, source), count)
+        reads = CounterMetricFamily(
+            "peruse_reads", "Gallery reads, by who answered and how.", labels=("gateway", "source", "outcome")
+        )
+        for (source, outcome), count in list(self._metrics.reads.items()):
+            reads.add_metric((self._gateway, source, outcome), count)
         yield reads
+        refusals = CounterMetricFamily(
+            "peruse_replica_refusals", "Reads that no replica answered, by reason.", labels=("gateway", "reason")
+        )
+        for reason, count in list(self._metrics.refusals.items()):
+            refusals.add_metric((self._gateway, reason), count)
+        yield refusals
+        streams = GaugeMetricFamily("peruse_event_streams", "Event streams open now.", labels=("gateway",))
+        streams.add_metric((self._gateway,), self._metrics.streams)
+        yield streams
+        for name, text, count in (
+            ("peruse_events", "Versions told to event streams.", self._metrics.events),
+            ("peruse_event_resyncs", "Times that listeners were told to read again.", self._metrics.resyncs),
+        ):
+            counter = CounterMetricFamily(name, text, labels=("gateway",))
+            counter.add_metric((self._gateway,), count)
+            yield counter
         latency = HistogramMetricFamily("peruse_http_seconds", "Time to answer a request.", labels=("gateway",))
         latency.add_metric(
             (self._gateway,), _cumulative(_LATENCY_S, self._metrics.latency), self._metrics.latency_seconds
@@ -78,18 +113,23 @@ class _Scrape:
         for name, text in _HOST_GAUGES.items():
             gauge = GaugeMetricFamily(f"peruse_host_{name}", text, labels=("host",))
             for stats in self._hosts:
-                gauge.add_metric((stats.host,), getattr(stats, name))
+                source = stats if hasattr(stats, name) else stats.metrics
+                gauge.add_metric((stats.host,), getattr(source, name))
             yield gauge
         resets = CounterMetricFamily("peruse_host_resets", "Replicas made anew, by reason.", labels=("host", "reason"))
+        closed = CounterMetricFamily("peruse_host_passivations", "Replicas closed, by cause.", labels=("host", "cause"))
         visible = HistogramMetricFamily(
             "peruse_visible_seconds", "From a version's commit to its being applied.", labels=("host",)
         )
         for stats in self._hosts:
             for reason, count in stats.metrics.resets.items():
                 resets.add_metric((stats.host, reason), count)
+            for cause, count in stats.metrics.passivations.items():
+                closed.add_metric((stats.host, cause), count)
             buckets = _cumulative(BUCKETS_S, stats.metrics.visible_counts)
             visible.add_metric((stats.host,), buckets, stats.metrics.visible_seconds)
         yield resets
+        yield closed
         yield visible
 
 
@@ -101,18 +141,30 @@ _HOST_COUNTERS: Final = {
     "changes_applied": "Rows changed by pulls.",
     "seeds": "Replicas made from nothing.",
     "seed_rows": "Rows written by seeds.",
+    "sweeps": "Looks at the heads of all open replicas.",
+    "sweep_seconds": "Time that these looks took.",
     "seed_seconds": "Time spent seeding.",
+    "seed_wait_seconds": "Time that seeds waited for their turn.",
     "seed_failures": "Seeds that did not come to an end.",
     "activations": "Replicas opened.",
-    "passivations": "Replicas closed.",
+    "reactivations": "Replicas opened within a minute of having been closed for want of room.",
+    "shed": "Reads refused because opening replicas took too much of the loop's time.",
+    "files_removed": "Files of unused replicas deleted.",
     "broken": "Replica files found unusable.",
+    "audits": "Replicas compared with the primary.",
+    "divergences": "Audits that found rows unlike the primary's.",
     "overloads": "Calls refused for want of room.",
 }
 _HOST_GAUGES: Final = {
     "generation": "Starts of this host.",
     "active": "Replicas open now.",
     "seeding": "Replicas being made now.",
+    "lagging": "Open replicas that the last sweep found behind.",
+    "watched": "Users whose changes somebody listens to.",
+    "open_bytes": "Memory of the open replicas: SQLite's, the pages kept, Python's own.",
     "kept_bytes": "Bytes of pages kept.",
+    "disk_bytes": "Bytes of replica files, when last looked through.",
+    "is_stuck": "1 while the host's own writes do not come back through its sync.",
     "resident_bytes": "Memory of the process.",
     "in_flight": "Calls under way.",
     "lag_s": "Greatest age among the open replicas, in seconds.",

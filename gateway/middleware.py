@@ -18,7 +18,7 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.errors import problem_of, problem_response
 from gateway.metrics import GatewayMetrics
 
-__all__ = ["make_middleware"]
+__all__ = ["allow_origin", "make_middleware"]
 
 log = structlog.get_logger()
 
@@ -54,8 +54,10 @@ def make_middleware(metrics: GatewayMetrics, *, origins: tuple[str, ...], access
         if not response.prepared:
             response.headers["X-Request-Id"] = request_id
             if origins:
-                _allow(request, response, origins)
+                allow_origin(request, response, origins)
         seconds = time.perf_counter() - started
+        if seconds > _SLOW_S and response.content_type == "text/event-stream":
+            seconds = 0.0  # how long somebody listened is nobody's waiting
         resource = request.match_info.route.resource
         route = "unknown" if resource is None else resource.canonical
         status = response.status
@@ -70,7 +72,8 @@ def make_middleware(metrics: GatewayMetrics, *, origins: tuple[str, ...], access
     return middleware
 
 
-def _allow(request: web.Request, response: web.StreamResponse, origins: tuple[str, ...]) -> None:
+def allow_origin(request: web.Request, response: web.StreamResponse, origins: tuple[str, ...]) -> None:
+    """Let the pages of `origins` read the response."""
     headers = response.headers
     headers["Vary"] = f"{headers['Vary']}, Origin" if "Vary" in headers else "Origin"
     origin = request.headers.get("Origin")
@@ -81,7 +84,7 @@ def _allow(request: web.Request, response: web.StreamResponse, origins: tuple[st
     if request.method == "OPTIONS":
         headers["Access-Control-Allow-Methods"] = "GET, POST, PATCH, DELETE"
         headers["Access-Control-Allow-Headers"] = (
-            "Authorization, Content-Type, If-None-Match, Peruse-Bookmark, Peruse-Max-Staleness, Peruse-Max-Wait, "
-            "Peruse-On-Timeout, Peruse-Validate, X-Request-Id"
+            "Authorization, Content-Type, If-None-Match, Last-Event-ID, Peruse-Bookmark, Peruse-Max-Staleness, "
+            "Peruse-Max-Wait, Peruse-On-Timeout, Peruse-Validate, X-Request-Id"
         )
         headers["Access-Control-Max-Age"] = "600"

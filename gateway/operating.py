@@ -25,7 +25,7 @@ epoch = typer.Typer(help="The identity of the primary's history.", no_args_is_he
 
 def add_commands(app: typer.Typer) -> None:
     """Add them to `app`."""
-    for command in (replicas, locate, inspect, passivate, reseed, export, users):
+    for command in (replicas, locate, inspect, passivate, reseed, export, audit, users):
         app.command()(command)
     app.add_typer(epoch, name="epoch")
 
@@ -72,6 +72,53 @@ def export(
 ) -> None:
     """Write USER's replica, fresh from the primary at one version, to the file OUT."""
     _show_one(_ask(data, lambda o: o.export(user, out)), json)
+
+
+def audit(
+    user: Annotated[str | None, typer.Option(help="Only this user.")] = None,
+    sample: Annotated[int | None, typer.Option(help="Only so many users, taken at random.", min=1)] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Make right what differs.")] = False,
+    data: Data = _DATA,
+    json: Json = False,
+) -> None:
+    """Compare replicas with the primary, row by row, each at one version. Exit code 1: some differ, and were not
+    repaired."""
+    if user is not None and sample is not None:
+        raise typer.BadParameter("give --user or --sample, not both")
+    reports = _ask(data, lambda o: _audit_all(o, user, sample, repair=repair))
+    if json:
+        print(msgspec.json.encode(reports).decode())
+    else:
+        _show([_audit_row(report) for report in reports], json, ("user", "outcome", "version", "rows", "differ"))
+    if any(report["outcome"] in ("differs", "failed") for report in reports):
+        raise typer.Exit(1)
+
+
+async def _audit_all(operators: Any, user: str | None, sample: int | None, *, repair: bool) -> list[dict[str, Any]]:
+    from rich.console import Console
+    from rich.progress import track
+
+    from actors import CallError
+
+    chosen = [user] if user is not None else await operators.users_to_audit(sample)
+    reports = []
+    for one in track(chosen, "auditing", console=Console(stderr=True), disable=len(chosen) < 2):
+        try:
+            reports.append(await operators.audit(one, repair=repair))
+        except CallError as error:
+            reports.append({"user": one, "outcome": "failed", "error": str(error), "kinds": []})
+    return reports
+
+
+def _audit_row(report: dict[str, Any]) -> dict[str, Any]:
+    found = [
+        f"{kind['kind']}: {len(kind[how])} {how} ({', '.join(kind[how][:3])})"
+        for kind in report["kinds"]
+        for how in ("missing", "extra", "different")
+        if kind[how]
+    ]
+    rows = sum(kind["primary_rows"] for kind in report["kinds"])
+    return {**report, "rows": rows, "differ": "; ".join(found) or report.get("error", "")}
 
 
 def users(

@@ -79,6 +79,25 @@ class Operators:
         await self._client.reseed(_checked(user))
         return {"user": user, "reseeding": True}
 
+    async def audit(self, user: str, *, repair: bool) -> dict[str, Any]:
+        """Compare the replica with the primary at one version, row by row; `repair` what differs.
+
+        Raises:
+            CallError: its host does not answer, or cannot tell.
+            InvalidValue: not a user's id.
+        """
+        report = await self._client.audit(_checked(user), repair=repair)
+        return {**msgspec.structs.asdict(report), "kinds": [msgspec.structs.asdict(kind) for kind in report.kinds]}
+
+    async def users_to_audit(self, sample: int | None) -> list[str]:
+        """The ids of `sample` users, taken at random among those with versions; None: of all of them."""
+        rows = await self._primary.fetch(
+            "select user_id from sync_user where user_id not like '~%' "
+            "order by case when $1::int is null then 0 else random() end, user_id limit $1",
+            sample,
+        )
+        return [row["user_id"] for row in rows]
+
     async def export(self, user: str, path: Path) -> dict[str, Any]:
         """Write the user's replica, fresh from the primary at one version, to a new SQLite file.
 
@@ -108,7 +127,10 @@ class Operators:
 
 
 def _holdings(stats: Any) -> dict[str, Any]:
-    names = ("pid", "active", "seeding", "kept_bytes", "resident_bytes", "in_flight", "lag_s")
+    names = (
+        "pid", "active", "seeding", "watched", "open_bytes", "kept_bytes", "disk_bytes", "resident_bytes", "in_flight",
+        "lag_s", "is_stuck",
+    )  # fmt: skip
     return {name: getattr(stats, name) for name in names}
 
 

@@ -9,10 +9,22 @@ from __future__ import annotations
 from typing import Any, Final, Literal, NamedTuple
 
 from store.documents import projection
-from store.primary import Connection
+from store.epoch import Bookmark
+from store.primary import Connection, Primary
 from store.tables import REPLICATED, ZERO_NONCE
 
-__all__ = ["START", "Change", "Cursor", "Delta", "Reset", "changes_since", "heads_of"]
+__all__ = [
+    "START",
+    "Change",
+    "Cursor",
+    "Delta",
+    "Missed",
+    "Reset",
+    "changes_since",
+    "heads_of",
+    "missed_since",
+    "ordered_rows",
+]
 
 #: A pull that carries more rows than this is answered with `bulk`: seeding aside is cheaper and does not block.
 MAX_CHANGES: Final = 500
@@ -139,3 +151,49 @@ def seed_rows() -> str:
         for kind in REPLICATED
     ]
     return " union all ".join(parts)
+
+
+def ordered_rows(kind: str) -> str:
+    """SQL of user $1's rows of `kind`, as (source), in the order of their ids: a replica has the same order."""
+    return (
+        f"select (select row_to_json(d)::text from (select {projection(kind)}) d) as source "
+        f"from {kind} t where t.owner_id = $1 order by t.{REPLICATED[kind][0]}"
+    )
+
+
+class Missed(NamedTuple):
+    """What a listener missed. `changes` are (version, kinds), ascending; None when that cannot be told any more."""
+
+    head: Bookmark
+    changes: list[tuple[int, list[str]]] | None
+
+
+# $1 user, $2 epoch, $3 version, $4 most versions. Always answers at least one row.
+_MISSED: Final = """
+with head as materialized (
+  select e.epoch, coalesce(s.version, 0) as version, coalesce(s.horizon, 0) as horizon
+  from (select sync_epoch_now() as epoch) e left join sync_user s on s.user_id = $1),
+known as materialized (
+  select h.epoch, h.version,
+         split_part($2, '-', 1) = split_part(h.epoch, '-', 1) and $3 between h.horizon and h.version as can_tell
+  from head h),
+news as (
+  select l.version, l.nonce from change_log l
+  where l.user_id = $1 and l.version > $3 and (select k.can_tell from known k) order by l.version limit $4 + 1)
+select k.epoch, k.version, k.can_tell, n.version as at,
+       array(select distinct r.kind from change_row r where r.nonce = n.nonce and r.user_id = $1 order by 1) as kinds
+from known k left join news n on true order by n.version
+"""
+
+
+async def missed_since(primary: Primary, user: str, known: Bookmark, *, most: int = 100) -> Missed:
+    """What happened to `user` after `known`, version by version, and the head.
+
+    Raises:
+        PrimaryUnavailable: it could not be asked.
+    """
+    rows = await primary.fetch(_MISSED, user, known.epoch, known.version, most)
+    head = Bookmark(rows[0]["epoch"], rows[0]["version"])
+    if not rows[0]["can_tell"] or len(rows) > most:
+        return Missed(head, None)
+    return Missed(head, [(row["at"], row["kinds"]) for row in rows if row["at"] is not None])

@@ -175,6 +175,7 @@ class _AccountRow(msgspec.Struct):
     held_tenths: int
     storage_used_bytes: int
     storage_reserved_bytes: int
+    updated_at: int
 
 
 class _AccountDocument(msgspec.Struct):
@@ -183,6 +184,7 @@ class _AccountDocument(msgspec.Struct):
     held_credits: msgspec.Raw
     storage_used_bytes: int
     storage_reserved_bytes: int
+    updated_at: str
 
 
 _decode_image = msgspec.json.Decoder(_ImageRow).decode
@@ -261,6 +263,7 @@ def _account(source: str | bytes) -> Row:
         _credits(r.held_tenths),
         r.storage_used_bytes,
         r.storage_reserved_bytes,
+        _time_of(r.updated_at),
     )
     return Row(r.owner_id, (), _encode(document))
 

@@ -10,6 +10,8 @@ __all__ = ["HostRow", "Replaced", "heartbeat", "leave", "list_hosts", "register"
 
 #: A host whose heartbeat is this much older than the newest one is not asked any more.
 LIVE_S: Final = 5.0
+#: And when it is this much older, others make replicas of its users.
+MISSED_S: Final = 10.0
 
 
 class HostRow(NamedTuple):
@@ -29,6 +31,11 @@ class HostRow(NamedTuple):
     @property
     def is_live(self) -> bool:
         return self.state == "live" and self.behind_s <= LIVE_S
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether its users still belong to it: while it is away for a moment nobody else seeds them."""
+        return self.state != "stuck" and self.behind_s <= MISSED_S
 
 
 class Replaced(Exception):

@@ -205,7 +205,7 @@ Index("reference_images_by_owner", _references.owner_id, _references.created_at.
 hosts = Table(
     "hosts",
     metadata,
-    Column("id", Text(collation="C"), primary_key=True, comment="node/slot: stable, what placement hashes"),
+    Column("id", Text(collation="C"), primary_key=True, comment="node:slot: stable, what placement hashes"),
     Column("generation", BigInteger, nullable=False, server_default="1", comment="starts of this id"),
     Column("address", Text, nullable=False, comment="unix:PATH or tcp:HOST:PORT"),
     Column("node", Text, nullable=False),
@@ -284,6 +284,7 @@ REPLICATED: Final[dict[str, tuple[str, ...]]] = {
     ),
     "accounts": (
         "owner_id", "plan", "balance_tenths", "held_tenths", "storage_used_bytes", "storage_reserved_bytes",
+        "updated_at",
     ),
 }  # fmt: skip
 

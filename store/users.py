@@ -6,7 +6,7 @@ from store.errors import InvalidValue
 from store.ids import is_user_id
 from store.primary import Connection
 
-__all__ = ["ensure_user"]
+__all__ = ["ensure_user", "touch"]
 
 
 async def ensure_user(connection: Connection, user: str) -> None:
@@ -20,3 +20,8 @@ async def ensure_user(connection: Connection, user: str) -> None:
     # Asked first: an insert that conflicts would still burn a transaction id and dirty a page, on every write.
     if await connection.fetchval("select 1 from users where id = $1", user) is None:
         await connection.execute("insert into users (id) values ($1) on conflict do nothing", user)
+
+
+async def touch(connection: Connection, user: str) -> None:
+    """A new version of `user` in which nothing but their account's time has changed. Without a user, nothing."""
+    await connection.execute("update accounts set updated_at = clock_timestamp() where owner_id = $1", user)

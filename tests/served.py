@@ -85,7 +85,7 @@ class Served:
         async def find() -> int | None:
             async with httpx.AsyncClient(base_url=self.url) as client:
                 hosts = (await client.get("/readyz")).json()["hosts"]
-            assert "answering" in hosts.values(), hosts
+            assert {"live", "idle", "lagging"} & set(hosts.values()), hosts
             return next((pid for pid in processes_of(self.data) if "HostActor" in _command(pid)), None)
 
         return int(await eventually(find, timeout_s=15))

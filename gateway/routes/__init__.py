@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.routes import admin, files, health, images, internal
+from gateway.routes import admin, events, files, health, images, internal
 
 __all__ = ["add_routes"]
 
@@ -22,6 +22,7 @@ def add_routes(app: web.Application) -> None:
             web.patch("/api/images/{id}", images.change_image),
             web.delete("/api/images/{id}", images.trash_image),
             web.post("/api/images/{id}/restore", images.restore_image),
+            web.get("/api/events", events.events, allow_head=False),
             # Any user's gallery: a service's token.
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),
             web.post("/internal/users/{user}/images", internal.save_image),
@@ -36,6 +37,7 @@ def add_routes(app: web.Application) -> None:
             web.get("/admin/users/{user}/replica/export", admin.export, allow_head=False),
             web.post("/admin/users/{user}/replica/passivate", admin.passivate),
             web.post("/admin/users/{user}/replica/reseed", admin.reseed),
+            web.post("/admin/users/{user}/replica/audit", admin.audit),
             web.post("/admin/epoch/rotate", admin.rotate_epoch),
             # For load balancers and Prometheus.
             web.get("/healthz", health.healthz),

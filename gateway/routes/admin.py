@@ -14,7 +14,7 @@ from gateway.errors import BadRequest
 from gateway.operators import Operators
 from gateway.routes.context import GATEWAY, no_parameters
 
-__all__ = ["export", "hosts", "inspect", "passivate", "replicas", "reseed", "rotate_epoch", "users"]
+__all__ = ["audit", "export", "hosts", "inspect", "passivate", "replicas", "reseed", "rotate_epoch", "users"]
 
 
 async def hosts(request: web.Request) -> web.Response:
@@ -49,6 +49,15 @@ async def passivate(request: web.Request) -> web.Response:
 async def reseed(request: web.Request) -> web.Response:
     """POST /admin/users/{user}/replica/reseed."""
     return _answer("replica", await (await _operators(request)).reseed(request.match_info["user"]))
+
+
+async def audit(request: web.Request) -> web.Response:
+    """POST /admin/users/{user}/replica/audit[?repair=1]."""
+    operators = await _operators(request, "repair")
+    repair = request.query.get("repair", "0")
+    if repair not in ("0", "1"):
+        raise BadRequest("repair must be 1 or 0", field="repair")
+    return _answer("audit", await operators.audit(request.match_info["user"], repair=repair == "1"))
 
 
 async def export(request: web.Request) -> web.StreamResponse:

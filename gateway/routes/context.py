@@ -155,7 +155,7 @@ async def read_response(request: web.Request, user: str, encoded: bytes) -> web.
     headers = request.headers
     wish = ANY if _WISHES.isdisjoint(headers) else wish_of(request)
     read = await gateway.reads.read(user, encoded, wish)
-    gateway.metrics.saw_read(read.source)
+    gateway.metrics.saw_read(read.source, read.outcome)
     if read.body is None:
         raise NotFound("Image not found")
     known = "If-None-Match" in headers and _matches(headers["If-None-Match"], etag_of(read))

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
-from actors.activation import Answer, Replicas
+from actors.activation import Limits
 from actors.errors import Seeding
 from actors.folder import ReplicaFolder
 from actors.metrics import HostMetrics
+from actors.replicas import Answer, Replicas
 from store.changes import Cursor
 from store.documents import Documents
 from store.epoch import Bookmark
@@ -54,28 +55,26 @@ class Fleet:
         self.documents = Documents(files_base)
         self.clock = FakeClock()
         self.metrics = HostMetrics()
-        self._limits = {
-            "max_active": 100, "idle_s": 60.0, "concurrent_pulls": 4, "concurrent_seeds": 2, **limits
-        }  # fmt: skip
+        self.limits = Limits(max_active=100, max_bytes=2**30, idle_s=60.0, pulls=4, seeds=2)._replace(**limits)
         self.replicas: Replicas
 
     async def open(self) -> Fleet:
         self.pulls = await Primary.open(self.database, name="test pulls", size=4)
         self.seeds = await Primary.open(self.database, name="test seeds", size=2)
-        self.folder = ReplicaFolder.claim(self.path, "test/0", generation=1)
+        self.folder = ReplicaFolder.claim(self.path, "test:0", generation=1)
         self.replicas = Replicas(
             self.folder,
             self.pulls,
             self.seeds,
             self.documents,
+            self.limits,
             clock=self.clock,
             metrics=self.metrics,
-            **self._limits,
         )
         return self
 
     async def close(self) -> None:
-        await self.replicas.close()
+        await self.replicas.life.close_all()
         self.folder.release()
         await self.pulls.close()
         await self.seeds.close()
@@ -95,7 +94,7 @@ class Fleet:
             try:
                 return self.replicas.peek(user, query, floor) or await self.replicas.read(user, query, floor)
             except Seeding:
-                await until(lambda: user not in self.replicas._seeding)
+                await until(lambda: user not in self.replicas.life.seeds)
         raise AssertionError(f"replica of {user} is never made")
 
     def file(self, user: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors import activation
+from actors import seeding
 from actors.errors import Behind, Overloaded, Retryable, Seeding
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
@@ -71,7 +71,7 @@ async def test_a_user_without_a_row_is_answered_with_nothing(fleet: Fleet, histo
 
 
 async def test_waiting_seeds_are_bounded(fleet: Fleet, primary: Primary, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activation, "_MAX_WAITING_SEEDS", 3)
+    monkeypatch.setattr(seeding, "MAX_WAITING", 3)
     async with held(primary, "images"):
         for user in ("a", "b", "c"):
             with pytest.raises(Seeding):
@@ -131,7 +131,7 @@ async def test_idle_replicas_are_closed_and_opened_again_without_a_seed(fleet: F
     file = fleet.file("ana")
 
     fleet.clock.move(31)
-    assert fleet.replicas.passivate_idle() == 1
+    assert fleet.replicas.life.close_idle() == 1
 
     assert fleet.replicas.active_count == 1
     assert fleet.replicas.peek("bob", ALL, None) is not None
@@ -140,7 +140,7 @@ async def test_idle_replicas_are_closed_and_opened_again_without_a_seed(fleet: F
     answer = await read_now(fleet, "ana")
     history.check("ana", answer)
     assert len(shown(answer)) == 2
-    assert (fleet.metrics.seeds, fleet.metrics.activations, fleet.metrics.passivations) == (2, 3, 1)
+    assert (fleet.metrics.seeds, fleet.metrics.activations, fleet.metrics.passivations) == (2, 3, {"idle": 1})
     assert fleet.file("ana") == file
 
 
@@ -150,7 +150,7 @@ async def test_passivation_closes_at_most_so_many_at_once(fleet: Fleet) -> None:
         await fleet.read(f"user-{n}")
     fleet.clock.move(61)
 
-    assert [fleet.replicas.passivate_idle(at_most=2) for _ in range(4)] == [2, 2, 1, 0]
+    assert [fleet.replicas.life.close_idle(at_most=2) for _ in range(4)] == [2, 2, 1, 0]
 
 
 async def test_the_replica_that_was_read_longest_ago_makes_room(database: str, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ async def test_a_file_that_breaks_while_it_is_open_is_made_again(fleet: Fleet, h
         await history.write(["ana"], lambda c, n=n: add_image(c, "ana", f"{n}"))
     await fleet.read("ana")
     fleet.clock.move(61)
-    fleet.replicas.passivate_idle()
+    fleet.replicas.life.close_idle()
     path = fleet.file("ana")
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
@@ -327,7 +327,7 @@ async def test_a_file_opened_without_the_primary_is_as_old_as_it_was_when_closed
     await history.write(["ana"], lambda c: add_image(c, "ana", "one"))
     await fleet.read("ana")
     fleet.clock.move(100)
-    fleet.replicas.passivate_idle()
+    fleet.replicas.life.close_idle()
     await gate.shut()
     fleet.clock.move(900)
 
@@ -421,7 +421,7 @@ async def test_closing_ends_seeds_and_pulls(fleet: Fleet, primary: Primary) -> N
         with pytest.raises(Seeding):
             await read_now(fleet, "bob")
         fleet.replicas.poke("ana", await _beyond(fleet, "ana"))
-        await fleet.replicas.close()
+        await fleet.replicas.life.close_all()
         assert (fleet.replicas.active_count, fleet.replicas.seeding_count) == (0, 0)
 
     await until(lambda: asyncio.all_tasks() <= before)

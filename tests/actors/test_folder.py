@@ -15,7 +15,7 @@ from actors.folder import ReplicaFolder
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[ReplicaFolder]:
-    claimed = ReplicaFolder.claim(tmp_path, "node/0", generation=1)
+    claimed = ReplicaFolder.claim(tmp_path, "node:0", generation=1)
     yield claimed
     claimed.release()
 
@@ -35,38 +35,38 @@ def test_the_second_of_two_owners_gets_a_folder_of_its_generation(tmp_path: Path
     """A process that was given up may still be writing."""
     kept = put(folder, "ana")
 
-    with releasing(ReplicaFolder.claim(tmp_path, "node/0", generation=2)) as second:
+    with releasing(ReplicaFolder.claim(tmp_path, "node:0", generation=2)) as second:
         assert folder.path == tmp_path / "node_0"
         assert second.path == tmp_path / "node_0.2"
         assert second.find("ana") is None
         with pytest.raises(OSError, match="both locked"):
-            ReplicaFolder.claim(tmp_path, "node/0", generation=2)
+            ReplicaFolder.claim(tmp_path, "node:0", generation=2)
 
     folder.release()
-    with releasing(ReplicaFolder.claim(tmp_path, "node/0", generation=3)) as third:
+    with releasing(ReplicaFolder.claim(tmp_path, "node:0", generation=3)) as third:
         assert third.path == folder.path
         assert third.find("ana") == kept
 
 
 def test_hosts_of_one_machine_have_folders_of_their_own(tmp_path: Path, folder: ReplicaFolder) -> None:
-    with releasing(ReplicaFolder.claim(tmp_path, "node/1", generation=1)) as other:
+    with releasing(ReplicaFolder.claim(tmp_path, "node:1", generation=1)) as other:
         assert other.path == tmp_path / "node_1"
         assert stat.S_IMODE(other.path.stat().st_mode) == 0o700
 
 
 def test_files_go_when_the_machine_was_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are written without fsync, which survives the end of a process and not the end of a kernel."""
-    with releasing(ReplicaFolder.claim(tmp_path, "node/0", generation=1)) as first:
+    with releasing(ReplicaFolder.claim(tmp_path, "node:0", generation=1)) as first:
         path = put(first, "ana")
-    with releasing(ReplicaFolder.claim(tmp_path, "node/0", generation=2)) as same_boot:
+    with releasing(ReplicaFolder.claim(tmp_path, "node:0", generation=2)) as same_boot:
         assert same_boot.find("ana") == path
 
     monkeypatch.setattr(folder_module, "_boot_id", lambda: "another boot")
-    with releasing(ReplicaFolder.claim(tmp_path, "node/0", generation=3)) as next_boot:
+    with releasing(ReplicaFolder.claim(tmp_path, "node:0", generation=3)) as next_boot:
         assert next_boot.find("ana") is None
         assert not path.exists()
         path = put(next_boot, "ana")
-    with releasing(ReplicaFolder.claim(tmp_path, "node/0", generation=4)) as still:
+    with releasing(ReplicaFolder.claim(tmp_path, "node:0", generation=4)) as still:
         assert still.find("ana") == path
 
 
@@ -75,7 +75,7 @@ def test_files_go_when_nobody_wrote_down_the_boot(tmp_path: Path, folder: Replic
     (folder.path / "boot_id").unlink()
     folder.release()
 
-    with releasing(ReplicaFolder.claim(tmp_path, "node/0", generation=2)) as again:
+    with releasing(ReplicaFolder.claim(tmp_path, "node:0", generation=2)) as again:
         assert again.find("ana") is None
 
 
@@ -86,7 +86,7 @@ def test_what_a_killed_seed_left_is_swept(tmp_path: Path, folder: ReplicaFolder)
     staging.with_name(staging.name + "-journal").touch()
     folder.release()
 
-    with releasing(ReplicaFolder.claim(tmp_path, "node/0", generation=2)) as again:
+    with releasing(ReplicaFolder.claim(tmp_path, "node:0", generation=2)) as again:
         assert again.find("ana") == path
         assert [p.name for p in path.parent.iterdir()] == [path.name]
 

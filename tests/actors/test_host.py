@@ -19,7 +19,7 @@ from actors.config import HostSettings
 from actors.errors import CallError, Seeding
 from actors.folder import ReplicaFolder
 from actors.host import ReplicaHost
-from actors.wire import PageReply
+from actors.messages import PageReply
 from store import hosts
 from store.config import StoreSettings
 from store.epoch import Bookmark
@@ -38,7 +38,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_module, "SWEEP_S", 0.05)
 
 
-async def row(primary: Primary, host_id: str = "test/0") -> hosts.HostRow:
+async def row(primary: Primary, host_id: str = "test:0") -> hosts.HostRow:
     (found,) = [r for r in await hosts.list_hosts(primary) if r.id == host_id]
     return found
 
@@ -62,7 +62,7 @@ async def test_a_host_registers_and_beats(start_host: StartHost, primary: Primar
     host = await start_host(0)
     first = await row(primary)
 
-    assert (first.id, first.generation, first.state, first.build, first.node) == ("test/0", 1, "live", "test", "test")
+    assert (first.id, first.generation, first.state, first.build, first.node) == ("test:0", 1, "live", "test", "test")
     assert first.address == host.address
     assert first.is_live
     assert 1 <= first.capacity <= 20_000
@@ -178,7 +178,7 @@ async def test_stats_say_what_a_host_holds_and_has_done(
 
     (stats,) = await client.stats()
 
-    assert (stats.host, stats.generation, stats.pid) == ("test/0", 1, os.getpid())
+    assert (stats.host, stats.generation, stats.pid) == ("test:0", 1, os.getpid())
     assert (stats.active, stats.seeding, stats.in_flight) == (2, 0, 1)  # the question itself
     assert (stats.metrics.seeds, stats.metrics.seed_rows, stats.metrics.broken) == (2, 4, 0)
     assert (stats.metrics.reads, stats.metrics.kept_reads) == (6, 4)
@@ -243,7 +243,7 @@ async def test_a_start_that_fails_leaves_nothing(
             "select count(*) from pg_stat_activity where datname = current_database() "
             "and application_name like 'peruse test/0%'"
         )
-    folder = ReplicaFolder.claim(short_folder / "data" / "replicas", "test/0", generation=2)
+    folder = ReplicaFolder.claim(short_folder / "data" / "replicas", "test:0", generation=2)
     folder.release()
     assert backends == 0
     assert folder.path.name == "test_0"

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from actors import seed as seed_module
-from actors.activation import Answer
 from actors.errors import Retryable
+from actors.messages import Outcome
 from actors.replica import Replica
+from actors.replicas import Answer
 from actors.schema import user_version
 from actors.seed import seed
-from actors.wire import Outcome
 from store.changes import Cursor, Delta, changes_since
 from store.documents import Documents
 from store.errors import PrimaryUnavailable
@@ -115,7 +115,7 @@ async def test_a_seed_among_writers_is_the_primary_at_exactly_one_version(
         history.check("ana", answer)
         assert position(answer.cursor) == await history.head("ana")
         fleet.clock.move(61)
-        fleet.replicas.passivate_idle()
+        fleet.replicas.life.close_idle()
     assert fleet.metrics.seeds == 0
     await fleet.close()
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from actors.activation import Answer
 from actors.errors import CallError, Seeding
+from actors.replicas import Answer
 from store.epoch import Bookmark
 from store.gallery import GalleryQuery, encode_query
 from store.primary import Connection, Primary
@@ -368,7 +368,7 @@ async def test_a_new_timeline_alone_keeps_the_file(fleet: Fleet, history: Histor
     await history.write(["ana"], lambda c: add_image(c, "ana", "one"))
     await fleet.read("ana")
     fleet.clock.move(61)
-    fleet.replicas.passivate_idle()
+    fleet.replicas.life.close_idle()
     async with primary.connection() as connection:
         await connection.execute(
             "create or replace function sync_epoch_now() returns text language sql stable "
@@ -549,7 +549,7 @@ class Driver:
 
     async def passivate(self) -> None:
         self.fleet.clock.move(61)
-        self.fleet.replicas.passivate_idle(at_most=self.random.randint(1, 2))
+        self.fleet.replicas.life.close_idle(at_most=self.random.randint(1, 2))
 
     async def reopen(self) -> None:
         await self.fleet.close()

@@ -16,21 +16,8 @@ from hypothesis import strategies as st
 
 from actors import wire
 from actors.errors import Behind, CallError, Overloaded, QueryTooCostly, Retryable, Seeding
-from actors.wire import (
-    MAX_FRAME_BYTES,
-    CallRequest,
-    Outcome,
-    PageHead,
-    PageReply,
-    PageState,
-    PokeRequest,
-    ReadRequest,
-    Type,
-    WireClient,
-    WireServer,
-    frame,
-    page_frame,
-)
+from actors.messages import CallRequest, Outcome, PageHead, PageReply, PageState, PokeRequest, ReadRequest, Type
+from actors.wire import MAX_FRAME_BYTES, WireClient, WireServer, frame, page_frame
 from tests.world import until
 
 encode = msgspec.msgpack.encode

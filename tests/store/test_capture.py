@@ -437,7 +437,6 @@ async def test_commit_that_cannot_stamp_fails_whole(database: str, service: asyn
         "update images set title = title, starred = starred",
         'update images set generation_params = \'{ "a": 1, "b" : 2}\'',
         "update jobs set response_data = '{\"raw\": true}'",
-        "update accounts set updated_at = clock_timestamp()",
         "update users set email = 'ana@example.com', updated_at = clock_timestamp()",
         "delete from images where false",
         "update images set title = 'x' where owner_id = 'nobody'",

@@ -1,0 +1,75 @@
+"""Keeps a host's folder within its bytes: files of replicas that nobody used for long go, the oldest first.
+
+A file's time is that of its last close. Losing one costs a seed, so nothing is asked and nothing is moved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Container
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from actors.folder import ReplicaFolder
+from actors.replica import delete_files
+from store.clock import Clock
+
+__all__ = ["Janitor"]
+
+log = structlog.get_logger()
+
+#: Files removed in one turn of the loop.
+_BATCH = 50
+
+
+class _File(NamedTuple):
+    used_at: float
+    size: int
+    path: Path
+
+
+class Janitor:
+    """Tidies one folder. `bytes` is what it held when it was last looked through."""
+
+    def __init__(self, folder: ReplicaFolder, *, max_bytes: int, max_age_s: float, clock: Clock) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._clock = clock
+        self.bytes = 0
+
+    async def tidy(self, in_use: Container[Path]) -> int:
+        """Delete what is too old, and the oldest while there is too much, but nothing that is open. Answers how many
+        files went.
+
+        `in_use` are the paths of open replicas, as they are at any moment: it is asked before every deletion.
+        """
+        files = await asyncio.to_thread(self._folder_files)
+        self.bytes = sum(file.size for file in files)
+        oldest_allowed = self._clock.wall() - self._max_age_s
+        removed = 0
+        for file in sorted(files):
+            if file.used_at >= oldest_allowed and self.bytes <= self._max_bytes:
+                break
+            if file.path in in_use:
+                continue
+            delete_files(file.path)
+            self.bytes -= file.size
+            removed += 1
+            if removed % _BATCH == 0:
+                await asyncio.sleep(0)
+        if removed:
+            log.info("folder.tidied", removed=removed, bytes=self.bytes)
+        return removed
+
+    def _folder_files(self) -> list[_File]:
+        found = []
+        for path in self._folder.path.glob("??/??/*.db"):
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue
+            found.append(_File(stat.st_mtime, stat.st_size, path))
+        return found
