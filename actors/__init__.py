@@ -12,6 +12,7 @@ from actors.client import ReplicaClient
 from actors.errors import Behind, CallError, Overloaded, ReplicaError, Retryable, Seeding
 from actors.messages import AuditReport, Outcome, PageState, ReplicaInfo
 from actors.metrics import BUCKETS_S, HostStats
+from actors.pages import Page
 from actors.schema import user_version
 from actors.seed import seed as seed_file
 
@@ -20,6 +21,7 @@ __all__ = [
     "ReplicaClient",
     "seed_file",
     "Outcome",
+    "Page",
     "PageState",
     "user_version",
     "AuditReport",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import structlog
 
+from actors.active import Active
 from actors.budget import Budget, Reopenings
 from actors.errors import Overloaded, ReplicaBroken, Retryable, Seeding
 from actors.folder import ReplicaFolder
@@ -20,7 +21,7 @@ from actors.replica import Replica, delete_files
 from actors.schema import user_version
 from actors.seed import seed
 from actors.seeding import SeedQueue
-from actors.sync import Active
+from actors.slots import Slots
 from store.changes import Reset
 from store.clock import Clock
 from store.documents import Documents
@@ -64,6 +65,7 @@ class Activation:
         *,
         clock: Clock,
         metrics: HostMetrics,
+        slots: Slots,
         may_seed: Callable[[str], bool],
         on_seeded: Callable[[Active], None],
     ) -> None:
@@ -78,6 +80,7 @@ class Activation:
         self._version = user_version(documents)
         self._clock = clock
         self._metrics = metrics
+        self._slots = slots
         self._may_seed = may_seed
         self._on_seeded = on_seeded
         self._reopenings = Reopenings()
@@ -125,6 +128,7 @@ class Activation:
             active.is_closed = True
             if self.active.get(active.replica.user) is active:
                 del self.active[active.replica.user]
+            self._slots.release(active)  # first: nobody may be served from what we give up
             self.budget.remove(active)
             active.replica.close()
             self.paths.discard(active.replica.path)

@@ -13,11 +13,12 @@ import msgspec
 import structlog
 
 from actors.activation import Activation
+from actors.active import Active
 from actors.errors import DiskFull, ReplicaBroken, Retryable
 from actors.messages import AuditReport, KindAudit
 from actors.metrics import HostMetrics
 from actors.replica import Applied
-from actors.sync import Active, Sync
+from actors.sync import Sync
 from store.changes import START, Cursor, heads_of, ordered_rows
 from store.clock import Clock
 from store.documents import FILTERS, Documents, Row

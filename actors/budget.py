@@ -15,7 +15,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Final
 
-from actors.sync import Active
+from actors.active import Active
 
 __all__ = ["Budget", "Reopenings", "sqlite_bytes"]
 

@@ -1,14 +1,9 @@
-"""The gateway's way to replicas: who to ask, one connection per host, and when to stop asking.
-
-A host that fails or is late opens its breaker for a moment, and the caller turns to the primary at once: the next
-host is asked only when the first is known to be gone, so that a restart does not seed its users elsewhere.
-"""
+"""The gateway's way to replicas: reads, hints, watches, and what operators ask."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -16,10 +11,12 @@ import msgspec
 import structlog
 
 from actors.errors import CallError, Retryable
+from actors.membership import KnownHost, Membership
 from actors.messages import (
     AuditReport,
     CallRequest,
     Event,
+    PageHead,
     PageReply,
     PageState,
     PokeRequest,
@@ -27,51 +24,29 @@ from actors.messages import (
     ReadRequest,
     ReplicaInfo,
     SyncReply,
+    TouchRequest,
     Type,
 )
 from actors.metrics import HostStats
-from actors.placement import first
-from actors.wire import WireClient
+from actors.pages import Page, Pages
 from store.epoch import Bookmark
-from store.errors import PrimaryUnavailable
 from store.hosts import HostRow
 
 __all__ = ["ReplicaClient"]
 
 log = structlog.get_logger()
 
-REFRESH_S: Final = 1.0
-_CONNECT_S: Final = 1.0
-_BREAKER_S: Final = (0.25, 2.0)  # first and longest pause
-_MAX_PLACED: Final = 200_000
 #: How often, and how many at a time, watches are made known to hosts.
 _WATCH_S: Final = 0.02
 _MAX_WATCHES: Final = 500
+#: How often hosts hear who was served without them.
+_TOUCH_S: Final = 1.0
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-class _Host:
-    """A host as this process sees it."""
-
-    __slots__ = ("connecting", "failures", "open_until", "row", "watching", "wire")
-
-    def __init__(self, row: HostRow) -> None:
-        self.row = row
-        self.watching: set[str] = set()
-        self.wire: WireClient | None = None
-        self.connecting: asyncio.Task[WireClient] | None = None
-        self.failures = 0
-        self.open_until = 0.0
-
-    def failed(self) -> None:
-        """Open the breaker, longer each time in a row."""
-        shortest, longest = _BREAKER_S
-        self.open_until = time.monotonic() + min(longest, shortest * 2**self.failures)
-        self.failures = min(self.failures + 1, 8)
-
-
 class ReplicaClient:
-    """Asks hosts. `list_hosts` reads the membership; its last answer is kept while the primary is away."""
+    """Asks hosts. `list_hosts` reads the membership, `max_page_bytes` bounds the pages kept, and `zero_hop` lets those
+    be served without asking while their slot says that they are true."""
 
     def __init__(
         self,
@@ -79,45 +54,42 @@ class ReplicaClient:
         *,
         secret: bytes | None = None,
         max_page_bytes: int = 0,
+        zero_hop: bool = False,
     ) -> None:
-        self._list_hosts = list_hosts
-        self._secret = secret
-        self._hosts: dict[str, _Host] = {}
-        self._live: tuple[str, ...] = ()
-        self._placed: dict[str, str] = {}
-        #: (user, query) → (stamp, bytes), oldest first.
-        self._pages: dict[tuple[str, bytes], tuple[int, bytes]] = {}
-        self._page_bytes = 0
-        self._max_page_bytes = max_page_bytes
-        self._tasks: list[asyncio.Task[None]] = []
+        self.pages = Pages(max_page_bytes)
+        self.membership = Membership(
+            list_hosts,
+            secret=secret,
+            with_slots=zero_hop and max_page_bytes > 0,
+            on_lost=self._lost,
+            on_moved=self._moved,
+            on_event=self._hear,
+        )
         #: Watched users → the position that was last told, and those whose host does not know yet.
         self._watched: dict[str, Bookmark] = {}
         self._unplaced: set[str] = set()
         #: Hears of watched users: where they are now, and the kinds of rows that changed; None when that is not known.
         self.on_event: Callable[[str, Bookmark, list[str] | None], None] = lambda user, at, kinds: None
-        #: Monotonic time at which a heartbeat was last seen to move, of a host that is not stuck; for /readyz.
-        self.beat_seen_at = time.monotonic()
-        self._newest_beat = 0.0
-        #: Whether any host has ever answered this process.
-        self.was_answered = False
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Learn the hosts, and keep learning. Ended by `close`."""
-        await self._refresh()
-        loops = (self._keep_refreshing, self._keep_expiring, self._keep_watching)
-        self._tasks = [asyncio.create_task(loop()) for loop in loops]
+        await self.membership.start()
+        self._tasks = [asyncio.create_task(loop()) for loop in (self._keep_watching, self._keep_touching)]
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for host in self._hosts.values():
-            if host.connecting is not None:
-                host.connecting.cancel()
-            if host.wire is not None:
-                host.wire.close()
+        await self.membership.close()
 
-    # --- calls ----------------------------------------------------------------------------------------------------
+    # --- reads ----------------------------------------------------------------------------------------------------
+
+    def glance(
+        self, user: str, encoded: bytes, floor: Bookmark | None, *, max_age_s: int = -1
+    ) -> tuple[Page, int] | None:
+        """A kept page that is as fresh as its host's answer would be, and its age in seconds; None: `read` it."""
+        return self.pages.glance(user, encoded, floor, max_age_s)
 
     async def read(
         self,
@@ -130,47 +102,57 @@ class ReplicaClient:
         max_age_s: int = -1,
         validate: bool = False,
         stale_ok: bool = False,
-    ) -> PageReply:
-        """The page of `user`'s replica; `ReadRequest` says what the options mean.
+    ) -> tuple[PageHead, Page | None]:
+        """The page of `user`'s replica, None when there is no such row; `ReadRequest` says what the options mean.
 
         Raises:
             CallError: Retryable, Overloaded, Seeding or Behind; the primary may answer instead.
         """
-        host = self._host_of(user)
-        wire = host.wire or await self._connect(host)
+        host = self.membership.host_of(user)
+        wire = host.wire or await self.membership.wire_of(host)
         epoch, version = floor or ("", 0)
-        kept = self._pages.get((user, encoded))
-        have = 0 if kept is None else kept[0]
+        kept = self.pages.get(user, encoded)
+        have = 0 if kept is None else kept.stamp
         request = ReadRequest(
             user, encoded, int(timeout_s * 1000), epoch, version, have, max_wait_ms, max_age_s, validate, stale_ok
         )
         reply: PageReply = await wire.request(Type.READ, _encode(request), timeout_s)
-        if reply.head.state == PageState.UNCHANGED:
-            assert kept is not None
-            return PageReply(reply.head, kept[1])
-        if reply.head.state == PageState.BYTES:
-            self._keep((user, encoded), reply.head.stamp, reply.body)
-        return reply
-
-    def _keep(self, key: tuple[str, bytes], stamp: int, body: bytes) -> None:
-        """Keep a page's bytes, so that the host need not send them again: it is still asked every time."""
-        old = self._pages.pop(key, None)
-        self._page_bytes += len(body) - (0 if old is None else len(old[1]))
-        self._pages[key] = (stamp, body)
-        while self._page_bytes > self._max_page_bytes:
-            oldest = next(iter(self._pages))
-            self._page_bytes -= len(self._pages.pop(oldest)[1])
+        head = reply.head
+        if head.state == PageState.MISSING:
+            return head, None
+        page = self.pages.keep(user, encoded, kept if head.state == PageState.UNCHANGED else None, reply.body, head)
+        if host.wire is wire:  # the same host as was asked, and it is still there
+            self.pages.trust(page, host.words, head)
+        return head, page
 
     def poke(self, user: str, bookmark: Bookmark) -> None:
         """Tell the user's host that something was written. A hint: if it gets lost, a sweep finds the same."""
         try:
-            host = self._host_of(user)
+            host = self.membership.host_of(user)
         except Retryable:
             return
         if host.wire is not None:
             host.wire.notify(Type.POKE, _encode(PokeRequest(user, *bookmark)))
         else:
-            self._open_soon(host)
+            self.membership.connect_soon(host)
+
+    async def _keep_touching(self) -> None:
+        """Who is served without their host must not look idle to it."""
+        while True:
+            await asyncio.sleep(_TOUCH_S)
+            touched, self.pages.touched = self.pages.touched, set()
+            by_host: dict[str, list[str]] = {}
+            for user in touched:
+                try:
+                    by_host.setdefault(self.membership.host_of(user).row.id, []).append(user)
+                except Retryable:
+                    continue
+            for host_id, users in by_host.items():
+                wire = self.membership.hosts[host_id].wire
+                if wire is not None:
+                    wire.notify(Type.TOUCH, _encode(TouchRequest(users)))
+
+    # --- calls ----------------------------------------------------------------------------------------------------
 
     async def sync(self, user: str, *, timeout_s: float) -> SyncReply:
         """Bring the user's replica to head now.
@@ -178,7 +160,7 @@ class ReplicaClient:
         Raises:
             CallError: it could not be done in time.
         """
-        return msgspec.msgpack.decode(await self._call(self._host_of(user), Type.SYNC, user, timeout_s), type=SyncReply)
+        return msgspec.msgpack.decode(await self._ask(user, Type.SYNC, timeout_s), type=SyncReply)
 
     async def inspect(self, user: str, *, timeout_s: float = 5.0) -> tuple[HostRow, ReplicaInfo]:
         """The user's host, and what it knows of their replica.
@@ -186,7 +168,7 @@ class ReplicaClient:
         Raises:
             CallError: it does not answer.
         """
-        host = self._host_of(user)
+        host = self.membership.host_of(user)
         return host.row, msgspec.msgpack.decode(await self._call(host, Type.INSPECT, user, timeout_s), type=ReplicaInfo)
 
     async def passivate(self, user: str, *, timeout_s: float = 5.0) -> bool:
@@ -195,7 +177,7 @@ class ReplicaClient:
         Raises:
             CallError: its host does not answer.
         """
-        return bool(msgspec.msgpack.decode(await self._call(self._host_of(user), Type.PASSIVATE, user, timeout_s)))
+        return bool(msgspec.msgpack.decode(await self._ask(user, Type.PASSIVATE, timeout_s)))
 
     async def reseed(self, user: str, *, timeout_s: float = 5.0) -> None:
         """Make the user's replica again from the primary.
@@ -203,7 +185,7 @@ class ReplicaClient:
         Raises:
             CallError: its host does not answer.
         """
-        await self._call(self._host_of(user), Type.RESEED, user, timeout_s)
+        await self._ask(user, Type.RESEED, timeout_s)
 
     async def audit(self, user: str, *, repair: bool = False, timeout_s: float = 60.0) -> AuditReport:
         """Compare the user's replica with the primary.
@@ -211,8 +193,7 @@ class ReplicaClient:
         Raises:
             CallError: its host does not answer, or cannot tell.
         """
-        body = await self._call(self._host_of(user), Type.AUDIT, user, timeout_s, repair=repair)
-        return msgspec.msgpack.decode(body, type=AuditReport)
+        return msgspec.msgpack.decode(await self._ask(user, Type.AUDIT, timeout_s, repair=repair), type=AuditReport)
 
     async def list_active(self, *, timeout_s: float = 5.0) -> dict[str, list[ReplicaInfo]]:
         """The open replicas of every live host, up to 1,000 each, the one read last first.
@@ -221,24 +202,19 @@ class ReplicaClient:
             CallError: a host does not answer.
         """
         found = {}
-        for host in self._hosts.values():
+        for host in self.membership.hosts.values():
             if host.row.is_live:
                 body = await self._call(host, Type.ACTIVE, "", timeout_s)
                 found[host.row.id] = msgspec.msgpack.decode(body, type=list[ReplicaInfo])
         return found
 
-    async def _call(self, host: _Host, kind: Type, user: str, timeout_s: float, **options: Any) -> bytes:
-        wire = host.wire or await self._connect(host)
-        request = CallRequest(int(timeout_s * 1000), user, **options)
-        body: bytes = await wire.request(kind, _encode(request), timeout_s)
-        return body
-
     async def stats(self, *, timeout_s: float = 1.0) -> list[HostStats]:
         """The hosts that answer in time, as they describe themselves."""
-        answers = await asyncio.gather(*(self._stats(h, timeout_s) for h in self._hosts.values() if h.row.is_live))
+        live = [host for host in self.membership.hosts.values() if host.row.is_live]
+        answers = await asyncio.gather(*(self._stats(host, timeout_s) for host in live))
         return [answer for answer in answers if answer is not None]
 
-    async def _stats(self, host: _Host, timeout_s: float) -> HostStats | None:
+    async def _stats(self, host: KnownHost, timeout_s: float) -> HostStats | None:
         try:
             return msgspec.msgpack.decode(await self._call(host, Type.STATS, "", timeout_s), type=HostStats)
         except CallError:
@@ -251,7 +227,16 @@ class ReplicaClient:
     @property
     def hosts(self) -> list[HostRow]:
         """The membership as last read."""
-        return [host.row for host in self._hosts.values()]
+        return [host.row for host in self.membership.hosts.values()]
+
+    async def _ask(self, user: str, kind: Type, timeout_s: float, **options: Any) -> bytes:
+        return await self._call(self.membership.host_of(user), kind, user, timeout_s, **options)
+
+    async def _call(self, host: KnownHost, kind: Type, user: str, timeout_s: float, **options: Any) -> bytes:
+        wire = await self.membership.wire_of(host)
+        request = CallRequest(int(timeout_s * 1000), user, **options)
+        body: bytes = await wire.request(kind, _encode(request), timeout_s)
+        return body
 
     # --- watching -------------------------------------------------------------------------------------------------
 
@@ -263,19 +248,23 @@ class ReplicaClient:
     def unwatch(self, user: str) -> None:
         self._watched.pop(user, None)
         self._unplaced.discard(user)
-        for host in self._hosts.values():
+        for host in self.membership.hosts.values():
             self._leave(host, user)
 
-    def _leave(self, host: _Host, user: str) -> None:
+    def _leave(self, host: KnownHost, user: str) -> None:
         if user in host.watching:
             host.watching.discard(user)
             if host.wire is not None:
                 host.wire.notify(Type.UNWATCH, _encode(CallRequest(0, user)))
 
-    def _replace(self, host: _Host) -> None:
-        """The host does not know any more whom we watch."""
+    def _lost(self, host: KnownHost) -> None:
+        self.pages.distrust()
         self._unplaced |= host.watching & self._watched.keys()
         host.watching.clear()
+
+    def _moved(self) -> None:
+        self.pages.distrust()
+        self._unplaced.update(self._watched)
 
     def _hear(self, event: Event) -> None:
         if event.user in self._watched:
@@ -291,8 +280,8 @@ class ReplicaClient:
 
     async def _place_watch(self, user: str) -> None:
         """Tell the user's host; what fails is tried again a moment later."""
-        host, known = self._host_of(user), self._watched[user]
-        for other in self._hosts.values():
+        host, known = self.membership.host_of(user), self._watched[user]
+        for other in self.membership.hosts.values():
             if other is not host:
                 self._leave(other, user)
         host.watching.add(user)
@@ -311,106 +300,3 @@ class ReplicaClient:
         if at.epoch and at.is_after(*self._watched[user]):
             self._watched[user] = at
             self.on_event(user, at, None)
-
-    # --- who to ask -----------------------------------------------------------------------------------------------
-
-    def _host_of(self, user: str) -> _Host:
-        host_id = self._placed.get(user)
-        if host_id is None:
-            host_id = first(user, self._live)
-            if host_id is None:
-                raise Retryable("no replica host is live")
-            if len(self._placed) >= _MAX_PLACED:
-                self._placed.clear()
-            self._placed[user] = host_id
-        host = self._hosts[host_id]
-        if host.open_until and host.open_until > time.monotonic():
-            raise Retryable(f"host {host_id} failed a moment ago")
-        return host
-
-    def _open_soon(self, host: _Host) -> None:
-        if host.connecting is None:
-            host.connecting = asyncio.create_task(self._open(host))
-            host.connecting.add_done_callback(lambda task: task.cancelled() or task.exception())
-
-    async def _connect(self, host: _Host) -> WireClient:
-        self._open_soon(host)
-        assert host.connecting is not None
-        return await asyncio.shield(host.connecting)
-
-    async def _open(self, host: _Host) -> WireClient:
-        loop = asyncio.get_running_loop()
-        kind, _, rest = host.row.address.partition(":")
-        secret = self._secret if kind == "tcp" else None
-        if kind == "tcp" and not secret:
-            host.failed()
-            raise Retryable(f"host {host.row.id} listens on TCP, and PERUSE_WIRE_SECRET is not set here")
-
-        def lost(wire: WireClient) -> None:
-            if host.wire is wire:
-                host.wire = None
-                self._replace(host)
-
-        def protocol() -> WireClient:
-            return WireClient(secret=secret, on_lost=lost, on_event=self._hear)
-
-        try:
-            async with asyncio.timeout(_CONNECT_S):
-                if kind == "unix":
-                    _, wire = await loop.create_unix_connection(protocol, rest)
-                else:
-                    name, _, port = rest.rpartition(":")
-                    _, wire = await loop.create_connection(protocol, name, int(port))
-                await wire.ready
-        except (OSError, TimeoutError, ValueError, CallError) as error:
-            host.failed()
-            raise Retryable(f"host {host.row.id} cannot be reached: {error}") from error
-        finally:
-            host.connecting = None
-        host.wire, host.failures, host.open_until = wire, 0, 0.0
-        self.was_answered = True
-        return wire
-
-    # --- membership -------------------------------------------------------------------------------------------------
-
-    async def _keep_refreshing(self) -> None:
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            try:
-                await self._refresh()
-            except Exception:
-                log.exception("membership.failed")
-
-    async def _refresh(self) -> None:
-        try:
-            rows = await self._list_hosts()
-        except PrimaryUnavailable:
-            return  # the last copy stays: hosts that are there go on serving
-        for row in rows:
-            host = self._hosts.get(row.id)
-            if host is None:
-                self._hosts[row.id] = host = _Host(row)
-            elif (row.generation, row.address) != (host.row.generation, host.row.address):
-                if host.wire is not None:
-                    host.wire.close()
-                    host.wire = None
-                    self._replace(host)
-                host.failures, host.open_until = 0, 0.0
-            host.row = row
-            if row.is_live and host.wire is None and host.open_until <= time.monotonic():
-                self._open_soon(host)
-        live = tuple(row.id for row in rows if row.is_live)
-        if live != self._live:
-            self._live = live
-            self._placed.clear()
-            self._unplaced.update(self._watched)
-        newest = max((row.heartbeat for row in rows if row.state != "stuck"), default=0.0)
-        if newest != self._newest_beat:
-            self._newest_beat, self.beat_seen_at = newest, time.monotonic()
-
-    async def _keep_expiring(self) -> None:
-        while True:
-            await asyncio.sleep(0.02)
-            for host in self._hosts.values():
-                if host.wire is not None and host.wire.in_flight and host.wire.expire():
-                    host.failed()

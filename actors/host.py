@@ -23,10 +23,21 @@ from actors.errors import Retryable
 from actors.folder import ReplicaFolder
 from actors.health import Pulse
 from actors.janitor import Janitor
-from actors.messages import CallRequest, PageHead, PageState, PokeRequest, Position, ReadRequest, SyncReply, Type
+from actors.messages import (
+    CallRequest,
+    PageHead,
+    PageState,
+    PokeRequest,
+    Position,
+    ReadRequest,
+    SyncReply,
+    TouchRequest,
+    Type,
+)
 from actors.metrics import HostMetrics, HostStats
 from actors.placement import first
 from actors.replicas import Answer, Replicas
+from actors.slots import Slots
 from actors.wire import WireServer
 from store import hosts
 from store.clock import Clock, SystemClock
@@ -114,6 +125,8 @@ class ReplicaHost:
             "seeds", self._settings.host_seeds, wait_s=30.0, statement_timeout_s=300.0
         )
         self.generation = await self._register(max_active)
+        self._socket = _socket_path(self._data / "run" / "hosts", f"{self._slot}.{self.generation}.sock")
+        self._taken.callback(self._remove_meeting_place)
         replicas = self._settings.replicas_folder(self._data)
         folder = ReplicaFolder.claim(replicas, self.id, generation=self.generation)
         self._taken.callback(folder.release)
@@ -132,6 +145,7 @@ class ReplicaHost:
             ),
             clock=self._clock,
             metrics=self._metrics,
+            slots=self._create_slots(max_active),
             may_seed=self._may_seed,
         )
         self._taken.push_async_callback(self._replicas.life.close_all)
@@ -167,6 +181,16 @@ class ReplicaHost:
             except PrimaryUnavailable:
                 await asyncio.sleep(0.5)  # without the primary there is nothing to serve and nobody to tell
 
+    def _create_slots(self, count: int) -> Slots:
+        """Beside the socket, for gateways of this node; those of others come over the wire."""
+        if self._settings.wire_listen:
+            return Slots.create(None, count)
+        for left in self._socket.parent.glob(f"{self._slot}.*.slots"):
+            left.unlink(missing_ok=True)  # of generations that were killed
+        slots = Slots.create(self._socket.with_suffix(".slots"), count)
+        self._taken.callback(slots.close)
+        return slots
+
     async def _listen(self) -> asyncio.Server:
         loop = asyncio.get_running_loop()
         if self._settings.wire_listen:
@@ -180,7 +204,7 @@ class ReplicaHost:
                 raise SettingError(f"cannot listen on {self._settings.wire_listen}: {error}") from error
             self.address = f"tcp:{host}:{server.sockets[0].getsockname()[1]}"
             return server
-        path = _socket_path(self._data / "run" / "hosts", f"{self._slot}.{self.generation}.sock")
+        path = self._socket
         server = await loop.create_unix_server(lambda: WireServer(self, self._connections, secret=None), path)
         path.chmod(0o600)
         self.address = f"unix:{path}"
@@ -225,11 +249,12 @@ class ReplicaHost:
         self._server.close()
         for connection in list(self._connections):
             connection.close()
-        if self.address.startswith("unix:"):
-            path = Path(self.address[5:])
+
+    def _remove_meeting_place(self) -> None:
+        for path in (self._socket, self._socket.with_suffix(".slots")):
             path.unlink(missing_ok=True)
-            if path.parent.name.startswith(_SHORT_PREFIX):
-                path.parent.rmdir()
+        if self._socket.parent.name.startswith(_SHORT_PREFIX):
+            self._socket.parent.rmdir()
 
     # --- what the wire asks ---------------------------------------------------------------------------------------
 
@@ -253,6 +278,9 @@ class ReplicaHost:
 
     def poke(self, request: PokeRequest) -> None:
         self._replicas.poke(request.user, Bookmark(request.epoch, request.version))
+
+    def touch(self, request: TouchRequest) -> None:
+        self._replicas.touch(request.users)
 
     def watch(self, connection: WireServer, request: CallRequest) -> Position:
         at = self._replicas.watch(request.user, connection, Bookmark(request.epoch, request.version))
@@ -353,14 +381,14 @@ def _floor(request: ReadRequest) -> Bookmark | None:
 
 
 def _page(answer: Answer, have: int) -> tuple[PageHead, bytes]:
-    (epoch, version, _), age_s, (body, query_hash, stamp), outcome = answer
+    (epoch, version, _), age_s, (body, query_hash, stamp), outcome, slot, slot_stamp = answer
     if body is None:
         state, body = PageState.MISSING, b""
     elif stamp == have:
         state, body = PageState.UNCHANGED, b""
     else:
         state = PageState.BYTES
-    return PageHead(epoch, version, age_s, query_hash, stamp, state, outcome), body
+    return PageHead(epoch, version, age_s, query_hash, stamp, state, outcome, slot, slot_stamp), body
 
 
 def _socket_path(folder: Path, name: str) -> Path:

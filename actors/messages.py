@@ -23,6 +23,7 @@ __all__ = [
     "ReadRequest",
     "ReplicaInfo",
     "SyncReply",
+    "TouchRequest",
     "Type",
     "WireError",
 ]
@@ -43,6 +44,7 @@ class Type(IntEnum):
     AUDIT = 11
     WATCH = 12
     UNWATCH = 13
+    TOUCH = 14
     PAGE = 64
     REPLY = 65
     ERROR = 66
@@ -81,6 +83,12 @@ class PokeRequest(msgspec.Struct, array_like=True, frozen=True):
     version: int
 
 
+class TouchRequest(msgspec.Struct, array_like=True, frozen=True):
+    """These users were served without asking. Not answered."""
+
+    users: list[str]
+
+
 class CallRequest(msgspec.Struct, array_like=True, frozen=True):
     """Any other call.
 
@@ -113,7 +121,8 @@ class Outcome(IntEnum):
 
 
 class PageHead(msgspec.Struct, array_like=True, frozen=True):
-    """What is known of a page."""
+    """What is known of a page. While the `slot` of the host's shared memory holds `slot_stamp`, it is true without
+    asking; 0 for none."""
 
     epoch: str
     version: int
@@ -122,6 +131,8 @@ class PageHead(msgspec.Struct, array_like=True, frozen=True):
     stamp: int
     state: PageState
     outcome: Outcome
+    slot: int = 0
+    slot_stamp: int = 0
 
 
 class PageReply(msgspec.Struct, frozen=True):

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from actors.activation import Activation, Limits
+from actors.active import Active
 from actors.audit import Auditor
 from actors.errors import Behind, CallError, ReplicaBroken, Retryable, Seeding
 from actors.folder import ReplicaFolder
 from actors.messages import AuditReport, Outcome, ReplicaInfo
 from actors.metrics import HostMetrics
 from actors.replica import KeptPage
-from actors.sync import Active, Sync
+from actors.slots import Slots
+from actors.sync import Sync
 from actors.watches import Listener, Watches
 from store.changes import Cursor
 from store.clock import Clock
@@ -31,12 +33,15 @@ __all__ = ["Answer", "Replicas"]
 
 
 class Answer(NamedTuple):
-    """What a replica says: where it stands, how long ago that was known to be the head, the page, and how it came."""
+    """What a replica says: where it stands, how long ago that was known to be the head, the page, how it came, and the
+    slot and stamp (0, 0: none) that tell for how long it is true."""
 
     cursor: Cursor
     age_s: int
     page: KeptPage
     outcome: Outcome
+    slot: int
+    slot_stamp: int
 
 
 class Replicas:
@@ -52,8 +57,10 @@ class Replicas:
         *,
         clock: Clock,
         metrics: HostMetrics,
+        slots: Slots | None = None,
         may_seed: Callable[[str], bool] = lambda user: True,
     ) -> None:
+        self._slots = slots = slots or Slots.create(None, limits.max_active)
         self._folder = folder
         self._clock = clock
         self._metrics = metrics
@@ -65,6 +72,7 @@ class Replicas:
             limits,
             clock=clock,
             metrics=metrics,
+            slots=slots,
             may_seed=may_seed,
             on_seeded=lambda active: self.watches.tell(active.replica.user, active.position),
         )
@@ -74,6 +82,7 @@ class Replicas:
             documents,
             clock=clock,
             metrics=metrics,
+            slots=slots,
             on_reset=self.life.reset,
             on_broken=self.life.broken,
             on_applied=lambda active, before, kinds: self.watches.tell(
@@ -219,6 +228,14 @@ class Replicas:
         self.watches.add(user, listener, at or known)
         return at
 
+    def touch(self, users: list[str]) -> None:
+        """Gateways have served these users without asking."""
+        now = self._clock.monotonic()
+        for user in users:
+            active = self._active.get(user)
+            if active is not None:
+                active.used_at = now
+
     def _answer(self, active: Active, encoded: bytes, outcome: Outcome) -> Answer | None:
         now = self._clock.monotonic()
         active.used_at = now
@@ -233,7 +250,8 @@ class Replicas:
         else:
             self._metrics.kept_reads += 1
         self._metrics.reads += 1
-        return Answer(replica.cursor, _age_s(active, now), page, outcome)
+        slot, slot_stamp = (0, 0) if outcome is Outcome.STALE else self._slots.of(active)
+        return Answer(replica.cursor, _age_s(active, now), page, outcome, slot, slot_stamp)
 
     # --- for operators --------------------------------------------------------------------------------------------
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
 
 import structlog
 
+from actors.active import Active
 from actors.errors import DiskFull, ReplicaBroken
 from actors.metrics import HostMetrics
-from actors.replica import Applied, Replica
+from actors.replica import Applied
+from actors.slots import Slots
 from store.changes import START, Change, Delta, Reset, changes_since, heads_of
 from store.clock import Clock
 from store.documents import Documents
@@ -21,93 +22,9 @@ from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
 from store.primary import Primary
 
-__all__ = ["Active", "Sync"]
+__all__ = ["Sync"]
 
 log = structlog.get_logger()
-
-_FORCED_PER_S: Final = 20.0
-
-
-class _Allowance:
-    """How many pulls readers may still force on one replica: 20 at once, and 20 more each second."""
-
-    __slots__ = ("_at", "_left")
-
-    def __init__(self) -> None:
-        self._left = _FORCED_PER_S
-        self._at = 0.0
-
-    def pause_s(self, now: float) -> float:
-        """Seconds until the next one may be sent; 0 for at once."""
-        self._left = min(_FORCED_PER_S, self._left + max(0.0, now - self._at) * _FORCED_PER_S)
-        self._at = now
-        return max(0.0, (1 - self._left) / _FORCED_PER_S)
-
-    def spend(self) -> None:
-        # Readers who waited together shared one pull: however many they were, the next turn comes soon.
-        self._left = max(-1.0, self._left - 1)
-
-
-class Active:
-    """An open replica, and what its host knows of it.
-
-    `verified_at`: monotonic time at which a pull or sweep was *sent* that found it at head: its age counts from there.
-    `readers`: how many wait for it. `is_pinned`: never closed for being idle or for want of room.
-    `older`, `newer`, `passed_at`: its place in the host's budget.
-    """
-
-    __slots__ = (
-        "audited_at",
-        "forced",
-        "is_closed",
-        "is_full",
-        "is_pinned",
-        "lock",
-        "must_pull",
-        "newer",
-        "older",
-        "passed_at",
-        "readers",
-        "replica",
-        "used_at",
-        "verified_at",
-        "waiting",
-    )
-
-    def __init__(self, replica: Replica, *, verified_at: float, used_at: float) -> None:
-        self.replica = replica
-        self.verified_at = verified_at
-        self.used_at = used_at
-        self.must_pull = True  # nothing is known about what happened while it was closed
-        self.is_full = False
-        self.is_closed = False
-        self.is_pinned = False
-        self.readers = 0
-        self.audited_at = 0.0
-        self.passed_at = used_at
-        self.older: Active | None = None
-        self.newer: Active | None = None
-        self.forced = _Allowance()
-        self.lock = asyncio.Lock()
-        self.waiting: asyncio.Task[int] | None = None
-
-    @property
-    def is_in_use(self) -> bool:
-        """Whether somebody waits for it, or changes are on their way."""
-        return self.is_pinned or self.readers > 0 or self.waiting is not None or self.lock.locked()
-
-    @property
-    def position(self) -> Bookmark:
-        """Where it is, as a bookmark."""
-        epoch, version, _ = self.replica.cursor
-        return Bookmark(epoch, version)
-
-    def is_behind(self, floor: Bookmark | None) -> bool:
-        """Whether `floor` asks for more than the replica has."""
-        if floor is None:
-            return False
-        cursor = self.replica.cursor
-        return floor.is_after(cursor.epoch, cursor.version)
 
 
 class Sync:
@@ -124,6 +41,7 @@ class Sync:
         *,
         clock: Clock,
         metrics: HostMetrics,
+        slots: Slots,
         on_reset: Callable[[Active, Reset], None],
         on_broken: Callable[[Active, ReplicaBroken], None],
         on_applied: Callable[[Active, Bookmark, list[str]], None],
@@ -133,10 +51,11 @@ class Sync:
         self._documents = documents
         self._clock = clock
         self._metrics = metrics
+        self._slots = slots
         self._on_reset = on_reset
         self._on_broken = on_broken
         self._on_applied = on_applied
-        self._slots = asyncio.Semaphore(concurrency)
+        self._turns = asyncio.Semaphore(concurrency)
 
     async def pull(self, active: Active) -> int:
         """Bring a replica to head; answers how many rows changed.
@@ -182,7 +101,7 @@ class Sync:
     async def _pull_in_turn(self, active: Active) -> int:
         me = asyncio.current_task()
         try:
-            async with active.lock, self._slots, self._primary.connection() as connection:
+            async with active.lock, self._turns, self._primary.connection() as connection:
                 active.waiting = None  # from here on it is sent: later callers need another
                 if active.is_closed:
                     return 0
@@ -202,6 +121,7 @@ class Sync:
         """Apply an answer. No await in here: a read must never meet half of it."""
         self._metrics.pulls += 1
         if isinstance(answer, Reset):
+            self._slots.clear(active)
             self._on_reset(active, answer)
             return 0
         replica, before = active.replica, active.position
@@ -210,6 +130,7 @@ class Sync:
                 replica.apply(answer.head, map(self._applied, answer.changes))
             except DiskFull as error:
                 active.is_full = True
+                self._slots.clear(active)
                 raise PrimaryUnavailable(str(error)) from error
             except ReplicaBroken as error:
                 self._on_broken(active, error)
@@ -220,6 +141,10 @@ class Sync:
             self._metrics.changes_applied += len(answer.changes)
         active.is_full = active.must_pull = False
         active.verified_at, replica.synced_at = sent_at, sent_wall
+        if replica.cursor[:2] == before:
+            self._slots.verify(active)
+        else:
+            self._slots.stamp(active)  # after the commit, and before anybody is answered
         self._on_applied(active, before, sorted({change.kind for change in answer.changes}))
         return len(answer.changes)
 
@@ -251,9 +176,15 @@ class Sync:
                 active.verified_at = max(active.verified_at, sent_at)
                 active.replica.synced_at = sent_wall
                 active.must_pull = False
+                self._slots.verify(active)
             else:
                 lagging += 1
+                self._slots.clear(active)
                 self.pull_soon(active)
+        for active in actives.values():
+            if active.verified_at < sent_at:  # opened while the question was under way
+                self._slots.clear(active)
+        self._slots.swept(sent_at)
         self._metrics.lagging = lagging
         return {user: Bookmark(*heads.get(user, nothing)[:2]) for user in asleep}
 

@@ -23,7 +23,18 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 
 from actors.errors import BadFrame, Behind, CallError, Overloaded, Retryable, Seeding
-from actors.messages import CallRequest, Event, PageHead, PageReply, PokeRequest, Position, ReadRequest, Type, WireError
+from actors.messages import (
+    CallRequest,
+    Event,
+    PageHead,
+    PageReply,
+    PokeRequest,
+    Position,
+    ReadRequest,
+    TouchRequest,
+    Type,
+    WireError,
+)
 
 __all__ = ["MAX_FRAME_BYTES", "MAX_IN_FLIGHT", "Handler", "WireClient", "WireServer", "frame", "page_frame"]
 
@@ -124,6 +135,8 @@ class Handler(Protocol):
 
     def poke(self, request: PokeRequest) -> None: ...
 
+    def touch(self, request: TouchRequest) -> None: ...
+
     def watch(self, connection: WireServer, request: CallRequest) -> Position:
         """Tell `connection` from now on when the user's replica moves beyond what the request knows."""
         ...
@@ -203,6 +216,8 @@ class WireServer(_FrameProtocol):
                 self._start(request_id, request.deadline_ms, self._read(request_id, request))
         elif kind == Type.POKE:
             self._handler.poke(msgspec.msgpack.decode(body, type=PokeRequest))
+        elif kind == Type.TOUCH:
+            self._handler.touch(msgspec.msgpack.decode(body, type=TouchRequest))
         elif kind == Type.WATCH:
             try:
                 position = self._handler.watch(self, msgspec.msgpack.decode(body, type=CallRequest))

@@ -16,7 +16,7 @@ from gateway.config import GatewaySettings
 from gateway.events import Streams
 from gateway.freshness import Reads
 from gateway.metrics import GatewayMetrics
-from gateway.middleware import make_middleware
+from gateway.middleware import RequestLog, make_middleware
 from gateway.operators import Operators
 from gateway.routes import add_routes
 from gateway.routes.context import GATEWAY
@@ -55,6 +55,7 @@ class Gateway:
         self.settings = settings
         self.index = index
         self.metrics = GatewayMetrics()
+        self.requests = RequestLog(self.metrics, access_log=settings.access_log)
         self.documents = Documents(store.files_base)
         self.objects = LocalObjects(data / "objects")
         self.started_at = time.monotonic()
@@ -76,6 +77,7 @@ class Gateway:
             lambda: hosts.list_hosts(self.primary),
             secret=self._wire_secret,
             max_page_bytes=self.settings.kept_page_bytes,
+            zero_hop=self.settings.zero_hop,
         )
         await self.client.start()
         self.reads = Reads(
@@ -110,7 +112,7 @@ class Gateway:
 def make_app(gateway: Gateway) -> web.Application:
     """The aiohttp application of a gateway."""
     settings = gateway.settings
-    middleware = make_middleware(gateway.metrics, origins=settings.cors_origins, access_log=settings.access_log)
+    middleware = make_middleware(gateway.requests, origins=settings.cors_origins)
     app = web.Application(middlewares=[middleware], client_max_size=2**20)
     app[GATEWAY] = gateway
     add_routes(app)

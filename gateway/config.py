@@ -38,6 +38,9 @@ class GatewaySettings(Settings):
         le=2**36,
         description="bytes of pages that a gateway keeps: a host still answers every read, without sending them again",
     )
+    zero_hop: bool = Field(
+        True, description="serve a kept page without asking its host, while shared memory says that it is still true"
+    )
     max_streams: int = Field(
         10_000, ge=0, le=1_000_000, description="event streams open at once per gateway; more are refused"
     )

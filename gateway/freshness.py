@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
-from actors import Behind, CallError, Outcome, Overloaded, PageState, ReplicaClient, Seeding
+from actors import Behind, CallError, Outcome, Overloaded, Page, ReplicaClient, Seeding
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
 from store.gallery import query_hash
@@ -62,7 +62,8 @@ ANY: Final = Wish()
 
 
 class Read(NamedTuple):
-    """An answer: the position it is true for, how old that is, who gave it and how, its bytes (None: no such row)."""
+    """An answer: the position it is true for, how old that is, who gave it and how, its bytes (None: no such row), and
+    the kept page that they are from, if they are."""
 
     at: Bookmark
     age_s: int
@@ -70,6 +71,7 @@ class Read(NamedTuple):
     outcome: str
     hash: str
     body: bytes | None
+    page: Page | None = None
 
 
 class Reads:
@@ -91,6 +93,22 @@ class Reads:
         self._timeout_s = timeout_s
         self.floors = Floors()
 
+    def glance(self, user: str, encoded: bytes, wish: Wish = ANY) -> Read | None:
+        """The answer for `user` when it is at hand, and as fresh as `wish` says; None: `read` it."""
+        bookmark, _, _, max_staleness_s, validate = wish
+        if validate:
+            return None
+        floor = self.floors.get(user)
+        if bookmark is not None and (floor is None or bookmark.is_after(*floor)):
+            floor = bookmark
+        found = self._client.glance(user, encoded, floor, max_age_s=max_staleness_s)
+        if found is None:
+            return None
+        page, age_s = found
+        if page.at != floor:
+            self.floors.raise_to(user, page.at)
+        return Read(page.at, age_s, "replica", "fresh", page.query_hash, page.body, page)
+
     async def read(self, user: str, encoded: bytes, wish: Wish = ANY) -> Read:
         """The answer for `user`, as fresh as `wish` says.
 
@@ -103,7 +121,7 @@ class Reads:
         if bookmark is not None and (floor is None or bookmark.is_after(*floor)):
             floor = bookmark
         try:
-            reply = await self._client.read(
+            head, page = await self._client.read(
                 user,
                 encoded,
                 floor,
@@ -119,12 +137,11 @@ class Reads:
             if isinstance(refusal, Overloaded) or (isinstance(refusal, Behind) and on_timeout != "primary"):
                 raise
             return await self._from_primary(user, encoded, floor, refusal)
-        head = reply.head
         at = Bookmark(head.epoch, head.version)
         if at != floor:
             self.floors.raise_to(user, at)
-        body = None if head.state == PageState.MISSING else reply.body
-        return Read(at, head.age_s, "replica", _OUTCOMES[head.outcome], head.query_hash, body)
+        outcome, query_hash = _OUTCOMES[head.outcome], head.query_hash
+        return Read(at, head.age_s, "replica", outcome, query_hash, None if page is None else page.body)
 
     async def _from_primary(self, user: str, encoded: bytes, floor: Bookmark | None, refusal: CallError) -> Read:
         try:

@@ -9,6 +9,7 @@ import itertools
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Final
 
 import structlog
@@ -18,7 +19,7 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.errors import problem_of, problem_response
 from gateway.metrics import GatewayMetrics
 
-__all__ = ["allow_origin", "make_middleware"]
+__all__ = ["RequestLog", "allow_origin", "make_middleware"]
 
 log = structlog.get_logger()
 
@@ -29,18 +30,43 @@ _EXPOSED: Final = (
 )
 
 
-def make_middleware(metrics: GatewayMetrics, *, origins: tuple[str, ...], access_log: str) -> Middleware:
+class RequestLog:
+    """Ids of requests, and what is counted and written down about each."""
+
+    def __init__(self, metrics: GatewayMetrics, *, access_log: str) -> None:
+        self._metrics = metrics
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+        self._log_all, self._log_none = access_log == "all", access_log == "off"
+
+    def given_id(self, headers: Mapping[str, str]) -> str | None:
+        """The id that the client gave its request."""
+        given = headers.get("X-Request-Id")
+        return given if given and _REQUEST_ID.fullmatch(given) else None
+
+    def next_id(self) -> str:
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+    def answered(self, method: str, path: str, route: str, status: int, request_id: str, seconds: float) -> None:
+        """A request was answered, which took so long."""
+        self._metrics.saw_request(method, route, status, seconds)
+        if self._log_all or (
+            not self._log_none and (status >= 400 or seconds > _SLOW_S or method not in ("GET", "HEAD"))
+        ):
+            log.info(
+                "request", request_id=request_id, method=method, path=path, status=status,
+                took_ms=round(seconds * 1000, 2),
+            )  # fmt: skip
+
+
+def make_middleware(requests: RequestLog, *, origins: tuple[str, ...]) -> Middleware:
     """The middleware of one gateway."""
-    prefix = secrets.token_hex(4)
-    numbers = itertools.count(1)
-    log_all, log_none = access_log == "all", access_log == "off"
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
         headers = request.headers
-        given = headers.get("X-Request-Id")
-        request_id = given if given and _REQUEST_ID.fullmatch(given) else f"{prefix}-{next(numbers):x}"
+        request_id = requests.given_id(headers) or requests.next_id()
         response: web.StreamResponse
         try:
             if origins and request.method == "OPTIONS" and "Access-Control-Request-Method" in headers:
@@ -60,13 +86,7 @@ def make_middleware(metrics: GatewayMetrics, *, origins: tuple[str, ...], access
             seconds = 0.0  # how long somebody listened is nobody's waiting
         resource = request.match_info.route.resource
         route = "unknown" if resource is None else resource.canonical
-        status = response.status
-        metrics.saw_request(request.method, route, status, seconds)
-        if log_all or (not log_none and (status >= 400 or seconds > _SLOW_S or request.method not in ("GET", "HEAD"))):
-            log.info(
-                "request", request_id=request_id, method=request.method, path=request.path, status=status,
-                took_ms=round(seconds * 1000, 2),
-            )  # fmt: skip
+        requests.answered(request.method, request.path, route, response.status, request_id, seconds)
         return response
 
     return middleware

@@ -11,7 +11,7 @@ from multidict import istr
 from gateway.auth import Identity, need
 from gateway.errors import BadRequest
 from gateway.freshness import ANY, OnTimeout, Wish
-from gateway.page import etag_of, page_response
+from gateway.page import Asked, page_response
 from store.epoch import Bookmark
 from store.errors import InvalidQuery, NotFound
 from store.gallery import encode_query, parse_gallery_query
@@ -154,18 +154,11 @@ async def read_response(request: web.Request, user: str, encoded: bytes) -> web.
     gateway = request.app[GATEWAY]
     headers = request.headers
     wish = ANY if _WISHES.isdisjoint(headers) else wish_of(request)
-    read = await gateway.reads.read(user, encoded, wish)
+    read = gateway.reads.glance(user, encoded, wish) or await gateway.reads.read(user, encoded, wish)
     gateway.metrics.saw_read(read.source, read.outcome)
     if read.body is None:
         raise NotFound("Image not found")
-    known = "If-None-Match" in headers and _matches(headers["If-None-Match"], etag_of(read))
-    return page_response(request, read, not_modified=known)
-
-
-def _matches(given: str, etag: str) -> bool:
-    """Weak comparison with each of a list of tags, as RFC 9110 says for If-None-Match."""
-    tags = [tag.strip().removeprefix("W/") for tag in given.split(",")]
-    return "*" in tags or etag in tags
+    return page_response(request, read, Asked(user, encoded, wish, headers.get("If-None-Match")))
 
 
 def written(body: bytes, bookmark: Bookmark, *, status: int = 200) -> web.Response:

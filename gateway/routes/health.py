@@ -38,8 +38,8 @@ async def readyz(request: web.Request) -> web.Response:
     """
     gateway = request.app[GATEWAY]
     stats, primary_up = await asyncio.gather(gateway.client.stats(), _primary_answers(gateway))
-    beats = time.monotonic() - gateway.client.beat_seen_at <= _NO_HEARTBEAT_S
-    ready = gateway.client.was_answered and (bool(stats) or primary_up) and (beats or not primary_up)
+    beats = time.monotonic() - gateway.client.membership.beat_seen_at <= _NO_HEARTBEAT_S
+    ready = gateway.client.membership.was_answered and (bool(stats) or primary_up) and (beats or not primary_up)
     answers = {answer.host: answer for answer in stats}
     body = {
         "success": ready,

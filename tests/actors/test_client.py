@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from actors import client as client_module
 from actors import host as host_module
+from actors import membership
 from actors.client import ReplicaClient
 from actors.errors import CallError, Retryable, Seeding
 from actors.host import ReplicaHost
@@ -35,7 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty beats, sweeps and looks at the membership a second."""
     monkeypatch.setattr(host_module, "BEAT_S", 0.05)
     monkeypatch.setattr(host_module, "SWEEP_S", 0.05)
-    monkeypatch.setattr(client_module, "REFRESH_S", 0.05)
+    monkeypatch.setattr(membership, "REFRESH_S", 0.05)
 
 
 @pytest.fixture
@@ -66,7 +66,8 @@ async def read(
     """As soon as there is a replica."""
     for _ in range(3):
         try:
-            return await client.read(user, query, floor, timeout_s=timeout_s)
+            head, page = await client.read(user, query, floor, timeout_s=timeout_s)
+            return PageReply(head, b"" if page is None else page.body)
         except Seeding:
             await client.sync(user, timeout_s=5)
     raise AssertionError(f"{user} has no replica")
@@ -102,7 +103,7 @@ async def test_users_are_spread_over_the_hosts(
     assert [stats[f"test:{slot}"].active for slot in (0, 1)] == [len(users_of(0)), len(users_of(1))]
     assert users_of(0)
     assert users_of(1)
-    assert sum(s.metrics.seeds for s in stats.values()) == len(galleries)
+    assert sum(s.active for s in stats.values()) == len(galleries)
     assert sorted(await client.probe()) == ["test:0", "test:1"]
 
 
@@ -133,7 +134,7 @@ async def test_a_host_that_does_not_hear_opens_its_breaker_and_comes_back_as_ano
     hosts[0]._server.close()
     for connection in list(hosts[0]._connections):
         connection.close()
-    await until(lambda: client._hosts["test:0"].wire is None)
+    await until(lambda: client.membership.hosts["test:0"].wire is None)
 
     started = time.monotonic()
     with pytest.raises(Retryable):
@@ -176,13 +177,13 @@ async def test_a_host_that_accepts_and_says_nothing_costs_one_deadline(short_fol
     await client.start()
     pauses = []
     for _ in range(5):
-        client._hosts["silent:0"].open_until = 0.0
+        client.membership.hosts["silent:0"].open_until = 0.0
         started = time.monotonic()
         with pytest.raises(Retryable, match="the host did not answer in time"):
             await client.read("ana", ALL, None, timeout_s=0.05)
         assert time.monotonic() - started < 0.5
-        await until(lambda: client._hosts["silent:0"].open_until > 0.0)
-        pauses.append(client._hosts["silent:0"].open_until - time.monotonic())
+        await until(lambda: client.membership.hosts["silent:0"].open_until > 0.0)
+        pauses.append(client.membership.hosts["silent:0"].open_until - time.monotonic())
         with pytest.raises(Retryable, match="failed a moment ago"):
             await client.read("ana", ALL, None, timeout_s=0.05)
     assert pauses[0] < pauses[1] < pauses[2]
@@ -271,7 +272,7 @@ async def test_a_membership_that_cannot_be_read_is_tried_again(primary: Primary,
     faults = [ValueError("no"), KeyError("no")]
 
     async def rows() -> list[HostRow]:
-        if client._tasks and faults:
+        if client.membership._tasks and faults:
             raise faults.pop()
         return (await list_hosts(primary)) if not faults else []
 
@@ -379,8 +380,8 @@ async def test_kept_pages_have_a_bound_and_are_never_another_user_s(
             reply = await read(client, user, query=random.choice(queries))
             states.append(reply.head.state)
             assert set(prompts(reply)) == {user}
-            assert client._page_bytes <= 2500
-            assert client._page_bytes == sum(len(body) for _, body in client._pages.values())
+            assert client.pages.bytes <= 2500
+            assert client.pages.bytes == sum(len(page.body) for page in client.pages._pages.values())
 
     async def writer() -> None:
         for n in range(30):
@@ -401,5 +402,5 @@ async def test_without_room_nothing_is_kept(hosts: list[ReplicaHost], primary: P
     states = [(await read(client, galleries[0])).head.state for _ in range(3)]
 
     assert states == [PageState.BYTES] * 3
-    assert client._pages == {}
+    assert len(client.pages) == 0
     await client.close()

@@ -108,7 +108,7 @@ async def test_a_seed_among_writers_is_the_primary_at_exactly_one_version(
         fleet.folder.delete_others("ana", place)
         (tmp_path / f"ana.{n}.db").rename(place)
         replica = opened(place)
-        history.check("ana", Answer(replica.cursor, 0, replica.read(ALL), Outcome.FRESH))
+        history.check("ana", Answer(replica.cursor, 0, replica.read(ALL), Outcome.FRESH, 0, 0))
         replica.close()
 
         answer = await fleet.read("ana")  # opens it, and pulls what was written since

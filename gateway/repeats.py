@@ -1,0 +1,167 @@
+"""Requests that were asked before, byte for byte, and can be answered from what is at hand.
+
+A client that polls sends the same bytes again and again. The same bytes mean the same request: what they came to (whose
+page, which, how fresh) is remembered, and while the credential is good and shared memory says that the kept page is
+true, the reply is written where the bytes come in: without a parser, a task, a route or a middleware. Everything else
+goes the long way, and ends in the same bytes, counters and log lines.
+
+Only a request that came whole, alone, between two others is remembered or recognised: so bytes that continue something
+else (a body, a head that came in two pieces) are never taken for a request of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler
+
+from gateway.auth import Authenticator, Identity
+from gateway.freshness import Reads
+from gateway.metrics import GatewayMetrics
+from gateway.middleware import RequestLog
+from gateway.page import Asked, PageResponse, etag_of, head_of, tags_match
+
+__all__ = ["Repeats", "RepeatServer"]
+
+_MAX_BYTES: Final = 2_048
+_MAX_REPEATS: Final = 20_000
+_END: Final = b"\r\n\r\n"
+
+
+class _Repeat:
+    """What some bytes came to. `matched` remembers the last comparison of the client's tags: (ETag, equal)."""
+
+    __slots__ = ("added", "asked", "header", "identity", "matched", "path", "request_id", "route")
+
+    def __init__(
+        self, asked: Asked, header: str, identity: Identity, route: str, path: str, added: str, request_id: str | None
+    ) -> None:
+        self.asked = asked
+        self.header = header
+        self.identity = identity
+        self.route = route
+        self.path = path
+        self.added = added
+        self.request_id = request_id  # that the client gave, and which is in `added`; None: one is made per reply
+        self.matched: tuple[str, bool] = ("", False)
+
+
+class Repeats:
+    """The requests that are known by their bytes; emptied when full."""
+
+    def __init__(self, auth: Authenticator, reads: Reads, metrics: GatewayMetrics, requests: RequestLog) -> None:
+        self._auth = auth
+        self._reads = reads
+        self._metrics = metrics
+        self._requests = requests
+        self._known: dict[bytes, _Repeat] = {}
+
+    def learn(self, data: bytes, request: web.BaseRequest, response: PageResponse) -> None:
+        """`data` came to `response`, which is about to be sent."""
+        header = request.headers.get("Authorization")
+        identity = self._auth.known(header)
+        resource = request.match_info.route.resource  # type: ignore[attr-defined]
+        if header is None or identity is None or resource is None:
+            return
+        if len(self._known) >= _MAX_REPEATS:
+            self._known.clear()
+        request_id = self._requests.given_id(request.headers)
+        names = [name for name in response.headers if request_id or name != "X-Request-Id"]
+        added = "".join([f"{name}: {response.headers[name]}\r\n" for name in names])
+        self._known[data] = _Repeat(
+            response.asked, header, identity, resource.canonical, request.path, added, request_id
+        )
+
+    def answer(self, data: bytes) -> tuple[bytes, bytes] | None:
+        """Head and body (empty for a 304) of the reply to `data`; None when it has to go the long way."""
+        repeat = self._known.get(data)
+        if repeat is None:
+            return None
+        started = time.perf_counter()
+        identity = self._auth.known(repeat.header)
+        if identity is not repeat.identity and identity != repeat.identity:
+            return None
+        asked = repeat.asked
+        read = self._reads.glance(asked.user, asked.query, asked.wish)
+        if read is None or read.body is None:
+            return None
+        is_known = asked.tags is not None and self._is_known(repeat, etag_of(read))
+        added, request_id = repeat.added, repeat.request_id
+        if request_id is None:
+            request_id = self._requests.next_id()
+            added = f"{added}X-Request-Id: {request_id}\r\n"
+        head = head_of(read, added, is_known=is_known)
+        self._metrics.saw_read(read.source, read.outcome)
+        self._requests.answered(
+            "GET", repeat.path, repeat.route, 304 if is_known else 200, request_id, time.perf_counter() - started
+        )
+        return head, b"" if is_known else read.body
+
+    def _is_known(self, repeat: _Repeat, etag: str) -> bool:
+        if repeat.matched[0] != etag:
+            assert repeat.asked.tags is not None
+            repeat.matched = (etag, tags_match(repeat.asked.tags, etag))
+        return repeat.matched[1]
+
+
+class _RepeatHandler(RequestHandler):
+    """One connection. `_whole` holds the bytes of the request under way when they are all that has come since the one
+    before; None when that is not sure, and then for the rest of the connection nothing is recognised."""
+
+    __slots__ = ("_is_between", "_repeats", "whole")
+
+    def __init__(self, manager: Any, repeats: Repeats, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._repeats = repeats
+        self._is_between = True
+        self.whole: bytes | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_between:
+            super().data_received(data)
+            return
+        waiter = self._waiter
+        is_idle = waiter is not None and not waiter.done() and not self._messages
+        if is_idle and not self._paused and not self._close and not self._force_close:
+            reply = self._repeats.answer(data)
+            if reply is not None:
+                assert self.transport is not None
+                self.transport.writelines(reply)
+                assert self._manager is not None
+                self._manager.requests_count += 1
+                self._request_count += 1
+                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+                return
+        before = self._request_count
+        super().data_received(data)
+        is_whole = (
+            self._request_count == before + 1
+            and data.startswith(b"GET ")
+            and data.find(_END) == len(data) - len(_END)
+            and bool(self._messages)
+            and self._messages[-1][1] is EMPTY_PAYLOAD
+            and not self._upgraded
+        )
+        self._is_between = is_whole
+        self.whole = data if is_whole and is_idle and len(data) <= _MAX_BYTES else None
+
+    def learn(self, request: web.BaseRequest, response: PageResponse) -> None:
+        """Remember what the request under way came to."""
+        if self.whole is not None:
+            self._repeats.learn(self.whole, request, response)
+            self.whole = None
+
+
+class RepeatServer(web.Server):
+    """A server like `server`, whose connections recognise what they have seen."""
+
+    def __init__(self, server: web.Server, repeats: Repeats) -> None:
+        super().__init__(server.request_handler, request_factory=server.request_factory)
+        self._kwargs = server._kwargs
+        self._repeats = repeats
+
+    def __call__(self) -> RequestHandler:
+        return _RepeatHandler(self, self._repeats, loop=self._loop, **self._kwargs)
