@@ -24,6 +24,7 @@ from tests.world import add_images
 __all__ = ["Faults", "SqlWriter"]
 
 _FEWEST, _MOST = 8, 25  # images of a user, about
+_AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 class SqlWriter:
@@ -50,7 +51,7 @@ class SqlWriter:
                         await asyncio.sleep(self._random.uniform(0, 0.08))
                 finally:
                     connection.terminate()
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except _AWAY as error:
                 self.counts[type(error).__name__] += 1
                 await asyncio.sleep(0.2)
 
