@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Sequence
 from statistics import quantiles
 from typing import Final, NamedTuple
 
@@ -98,26 +99,31 @@ async def _users(url: str, http: aiohttp.ClientSession, tokens: Sequence[str]) -
 async def _run(http: aiohttp.ClientSession, users: list[_User], count: int, *, seed: int) -> list[tuple[float, float]]:
     """Milliseconds until acknowledged and until seen, for each of `count` writes of users in turn."""
     loop = asyncio.get_running_loop()
-    arrivals = random.Random(seed)
-    due, works = loop.time() + 0.05, []
-    for number in range(count):
-        due += arrivals.expovariate(_PER_S)
-        works.append(_write_and_see(http, users[number % len(users)], f"run {seed} {number}", due))
+    works: list[asyncio.Task[tuple[float, float]]] = []
+
+    def arrive(number: int, due: float) -> None:
+        work = _write_and_see(http, users[number % len(users)], f"run {seed} {number}", due)
+        works.append(loop.create_task(work))
+
+    def pace() -> None:
+        arrivals = random.Random(seed)
+        due = time.perf_counter()
+        for number in range(count):
+            due += arrivals.expovariate(_PER_S)
+            time.sleep(max(0.0, due - time.perf_counter()))
+            loop.call_soon_threadsafe(arrive, number, due)
+
+    await asyncio.to_thread(pace)  # a loop's own timers are a millisecond coarse
     return await asyncio.gather(*works)
 
 
 async def _write_and_see(http: aiohttp.ClientSession, user: _User, title: str, due: float) -> tuple[float, float]:
-    loop = asyncio.get_running_loop()
-    await asyncio.sleep(due - loop.time())
-
-    async def patch() -> str:
-        async with http.patch(f"{PATH}/{user.image}", json={"title": title}, headers=user.headers) as answer:
-            await answer.read()
-            return answer.headers[_BOOKMARK]
-
-    bookmark, acknowledged_ms = await _timed(patch, since=due)
-    _, seen_ms = await _timed(lambda: _see(http, user, title, bookmark), since=due)
-    return acknowledged_ms, seen_ms
+    async with http.patch(f"{PATH}/{user.image}", json={"title": title}, headers=user.headers) as answer:
+        await answer.read()
+        bookmark = answer.headers[_BOOKMARK]
+    acknowledged_ms = _ms_since(due)
+    await _see(http, user, title, bookmark)
+    return acknowledged_ms, _ms_since(due)
 
 
 async def _see(http: aiohttp.ClientSession, user: _User, title: str, bookmark: str) -> str:
@@ -142,16 +148,13 @@ async def _wait(
             "update images set title = $2 where id = $1::text::uuid returning owner_id", user.image, title
         )
         epoch, version = await connection.fetchrow("select epoch, version from sync_flush($1)", owner)
-    outcome, took_ms = await _timed(
-        lambda: _see(http, user, title, f"{epoch}.{version}"), since=asyncio.get_running_loop().time()
-    )
-    return took_ms, outcome
+    started = time.perf_counter()
+    outcome = await _see(http, user, title, f"{epoch}.{version}")
+    return _ms_since(started), outcome
 
 
-async def _timed(work: Callable[[], Awaitable[str]], *, since: float) -> tuple[str, float]:
-    """What `work` answers, and milliseconds of the loop's clock since `since`."""
-    answered = await work()
-    return answered, (asyncio.get_running_loop().time() - since) * 1000
+def _ms_since(moment: float) -> float:
+    return (time.perf_counter() - moment) * 1000
 
 
 def _each(runs: Sequence[Sequence[float]], percent: int) -> list[float]:

@@ -50,7 +50,8 @@ class Client:
 
     With `bookmarks` it carries the newest that it has seen, its writes' and now and then those of `others` (user →
     bookmark), and every second request goes over a connection of its own, to whichever gateway takes it: one session.
-    Without, it keeps to one connection, hence one gateway; when that is lost, its next session begins.
+    Without, it keeps to one connection, hence one gateway; when that is lost, its next session begins. It sends a
+    bookmark now and then all the same: what a gateway has shown is promised whatever was sent with it.
     """
 
     def __init__(
@@ -108,13 +109,13 @@ class Client:
 
     async def _read(self, http: aiohttp.ClientSession) -> None:
         wish = self._wish()
-        if self.carries_bookmarks:
-            other = self.others.get(self.user)
-            if other is not None and self._random.random() < 0.2:
+        asked: Bookmark | None = None
+        if self.carries_bookmarks or self._random.random() < 0.1:
+            if (other := self.others.get(self.user)) is not None and self._random.random() < 0.2:
                 self._saw(other)
-            if self._bookmark is not None:
-                wish["Peruse-Bookmark"] = str(self._bookmark)
-        asked = self._bookmark
+            asked = self._bookmark
+        if asked is not None:
+            wish["Peruse-Bookmark"] = str(asked)
         name = self._random.choice(["newest", "newest", *VIEWS])
         sent_at = time.time()
         async with http.get("/api/images", params={"limit": "200", **VIEWS[name]}, headers=wish) as answer:
@@ -174,8 +175,7 @@ class Client:
         self._saw(at)
 
     def _saw(self, at: Bookmark) -> None:
-        if self.carries_bookmarks:
-            self._bookmark = greatest(self._bookmark, at)
+        self._bookmark = greatest(self._bookmark, at)
 
     def _refused(self, what: str, answer: aiohttp.ClientResponse, body: bytes) -> None:
         self.counts[f"{what} refused with {answer.status}"] += 1
