@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 
 from store.epoch import Bookmark
-from tests.faults.history import VIEWS, Gallery, Image, Read, Write, gallery, greatest
+from tests.faults.promises import VIEWS, Gallery, Image, Read, Write, gallery, greatest
 from tests.world import png
 
 __all__ = ["Client"]

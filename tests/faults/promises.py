@@ -1,4 +1,4 @@
-"""Histories: what clients were told, what was true, and which promises do not hold between the two.
+"""Promises: what clients were told, what was true, and which promises do not hold between the two.
 
 What was true comes from the primary itself: a trigger of the test writes down, inside the transaction that makes a
 version, what the user's gallery is at that version, whoever writes.
