@@ -76,7 +76,9 @@ class Client:
             while not stop.is_set():
                 http = fresh if self.carries_bookmarks and self._random.random() < 0.5 else kept
                 await self._once(http)
-                await asyncio.sleep(self._random.uniform(0, 0.02))
+                wrote = bool(self.sessions[-1]) and isinstance(self.sessions[-1][-1], Write)
+                # Who has written looks at once.
+                await asyncio.sleep(0 if wrote else self._random.uniform(0, 0.02))
 
     def _session(self, *, kept: bool) -> aiohttp.ClientSession:
         trace = aiohttp.TraceConfig()
