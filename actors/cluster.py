@@ -8,6 +8,7 @@ processes die with it and the supervisor starts it again.
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import os
 import secrets
@@ -177,6 +178,7 @@ class _HostActor:
 
     async def _serve(self) -> None:
         await self._host.start()
+        gc.freeze()  # Ray's and our own code are never garbage: to look through them stops the loop for 50 ms
         await self._host.stopped()
 
     async def generation(self) -> int:

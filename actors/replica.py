@@ -31,9 +31,10 @@ MAX_STEPS: Final = 2_000_000
 _PRAGMAS: Final = (
     # EXCLUSIVE before the first access: no -shm file, and a second opener fails instead of corrupting.
     "pragma locking_mode = exclusive",
-    "pragma journal_mode = wal",
     # A replica can be rebuilt. The WAL's checksums survive a kill of the process; a machine crash wipes the folder.
+    # Before the next one: making a seed's file a WAL one would wait for the disk, and the loop with it.
     "pragma synchronous = off",
+    "pragma journal_mode = wal",
     "pragma cache_size = -256",
     "pragma mmap_size = 0",  # an I/O error under mmap is a SIGBUS: the whole host would die
     "pragma temp_store = memory",

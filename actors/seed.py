@@ -24,7 +24,8 @@ from store.primary import Connection, Primary
 __all__ = ["Seeded", "seed"]
 
 _ROWS_SQL: Final = seed_rows()
-_BATCH: Final = 500
+#: What the loop decodes in one go, about a millisecond: the reads of everybody else wait for it.
+_BATCH: Final = 200
 #: A staging file at most this many changes behind is served; the first read pulls the rest.
 _NEAR: Final = 20
 _ROUNDS: Final = 8

@@ -117,7 +117,7 @@ class Reads:
             PrimaryUnavailable: neither a replica nor the primary can answer.
         """
         bookmark, max_wait_ms, on_timeout, max_staleness_s, validate = wish
-        floor = self.floors.get(user)
+        floor = served = self.floors.get(user)
         if bookmark is not None and (floor is None or bookmark.is_after(*floor)):
             floor = bookmark
         try:
@@ -138,7 +138,7 @@ class Reads:
                 raise
             return await self._from_primary(user, encoded, floor, refusal)
         at = Bookmark(head.epoch, head.version)
-        if at != floor:
+        if at != served:  # a bookmark may have asked for more than was ever served here
             self.floors.raise_to(user, at)
         outcome, query_hash = _OUTCOMES[head.outcome], head.query_hash
         return Read(at, head.age_s, "replica", outcome, query_hash, None if page is None else page.body)

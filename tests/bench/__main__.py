@@ -1,4 +1,4 @@
-"""The run: start, import, reads, writes, seeds, start again, memory. Exit code 1 when a goal is missed."""
+"""The run: start, import, reads, writes, seeds, sweeps, start again, memory. Exit code 1 when a goal is missed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from typing import Final
 import uvloop
 
 from tests.bench import report
+from tests.bench.arrivals import measure_arrivals, measure_waits
+from tests.bench.client import Target, bearer
+from tests.bench.cold import COLD_ROWS, measure_cold, measure_reopen
 from tests.bench.gallery import add_users, server_version, user_names
 from tests.bench.instance import Instance
 from tests.bench.load import Wrk
 from tests.bench.machine import describe
-from tests.bench.memory import IDLE_S, measure_memory
+from tests.bench.memory import IDLE_S, add_passive, measure_memory
 from tests.bench.plan import FULL, QUICK, Plan
 from tests.bench.process import ROOT
-from tests.bench.reads import ReadBench
+from tests.bench.reads import PATH, ReadBench
 from tests.bench.result import BenchError, Line, at_least, at_most
 from tests.bench.seeds import SEED_ROWS, measure_seeds
+from tests.bench.sweeps import measure_sweeps
 from tests.bench.writes import measure_writes
 
 _OUT: Final = ROOT / "bench-out"
@@ -80,19 +84,34 @@ def _measure(folder: Path, stack: ExitStack, plan: Plan) -> tuple[list[Line], di
     uvloop.run(add_users(primary_url, seeded, images=SEED_ROWS, like=_USER))
 
     reads = ReadBench(instance, wrk, plan, folder=folder, say=_say)
-    lines = reads.measure(_USER, token, [instance.token(user) for user in readers])
+    tokens, service = [instance.token(user) for user in readers], instance.token("bench", role="service")
+    lines = reads.measure(_USER, token, tokens)
     _say(f"{plan.writes} writes")
     lines += uvloop.run(measure_writes(instance.url, token, plan))
+    _say(f"{plan.runs} runs of {plan.arrivals} writes that arrive, and of {plan.waits} reads that wait")
+    lines += uvloop.run(measure_arrivals(instance.url, tokens, plan))
+    lines += uvloop.run(measure_waits(instance.url, primary_url, tokens, plan))
     _say(f"{plan.seeds} seeds")
     lines += uvloop.run(measure_seeds(primary_url, seeded, folder))
+    _say(f"{plan.cold_users} cold users, {len(warm)} passive ones")
+    cold = user_names("cold", plan.cold_users)
+    uvloop.run(add_users(primary_url, cold, images=COLD_ROWS, like=_USER))
+    lines += uvloop.run(measure_cold(instance.url, service, cold, Target(PATH, bearer(token))))
+    admin = instance.token("bench", role="admin")
+    lines += uvloop.run(
+        measure_reopen(instance.url, primary_url, warm, folder, service_token=service, admin_token=admin)
+    )
+    _say("sweeps")
+    lines += uvloop.run(measure_sweeps(primary_url))
 
     _say("starting again on the same folder")
     instance.stop()
     instance.set("host_idle_s", str(IDLE_S))
+    passive = user_names("passive", plan.known_users - plan.active_users)
+    add_passive(folder / "data" / "replicas", passive)
     again_s = instance.start()
-    _say(f"{plan.active_users} users become active")
-    service = instance.token("bench", role="service")
-    lines += uvloop.run(measure_memory(instance.url, service, warm, many))
+    _say(f"{plan.active_users} users of {plan.known_users} become active")
+    lines += uvloop.run(measure_memory(instance.url, service, warm, many, known_users=plan.known_users))
     _say("stopping")
     return [
         *lines,

@@ -45,8 +45,9 @@ async def add_users(primary_url: str, names: list[str], *, images: int, like: st
             async with connection.transaction():
                 await connection.execute("insert into users (id) select unnest($1::text[])", batch)
                 await connection.execute(_IMAGES, like, batch, images)
-        # So that nobody's plans, and no vacuum that starts by itself, depend on when the rows came.
+        # So that nobody's plans, and no vacuum or checkpoint that starts by itself, depend on when the rows came.
         await connection.execute("vacuum analyze")
+        await connection.execute("checkpoint")
     finally:
         await connection.close()
 

@@ -309,3 +309,17 @@ async def test_write_of_somebody_else_is_seen_within_the_sweep(shared: World, us
         return ids_of(reply) == [str(image)]
 
     await until(is_seen, timeout_s=3.0)
+
+
+async def test_what_was_served_to_a_bookmark_is_the_floor_of_those_without(shared: World, user: str) -> None:
+    """This gateway has shown the version: whoever reads here without a bookmark is promised no less."""
+    (image,) = await given_images(shared, user, 1)
+    await replica_of(shared, user)
+    _, written = await shared.gateway.primary.write(
+        user, lambda c: c.execute("update images set title = 'elsewhere' where id = $1::text::uuid", image)
+    )
+
+    reply = await shared.get("/api/images", user=user, headers={"Peruse-Bookmark": str(written)})
+
+    assert bookmark_of(reply) == written
+    assert shared.gateway.reads.floors.get(user) == written
