@@ -87,7 +87,7 @@ def _wait_for(moment: str, folder: Path, flags: mmap.mmap) -> None:
     _until(lambda: flags[_SERVES])
     if moment == "apply":
         _until(lambda: flags[_APPLIES])
-        time.sleep(random.uniform(0, 0.004))
+        time.sleep(random.uniform(0, 0.002))
     elif moment == "seed":
         _until(lambda: next(folder.rglob("*.staging"), None))
         time.sleep(random.uniform(0, 0.01))
