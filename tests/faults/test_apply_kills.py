@@ -193,5 +193,6 @@ async def _is_at_head(client: Any, user: str, primary: Primary) -> bool:
     assert reply.headers["Peruse-Source"] == "replica"
     shown = digest_of(reply.json()["images"])
     return shown == digest_of(
-        {"id": r["id"], "url": f"/files/{r['object_key']}", "prompt": r["prompt"], "starred": r["starred"]} for r in rows
+        {"id": r["id"], "url": f"/files/{r['object_key']}", "prompt": r["prompt"], "starred": r["starred"]}
+        for r in rows
     )
