@@ -72,6 +72,8 @@ async def _minute(link: PrimaryLink, primary: Primary, clients: dict[str, httpx.
     for user in ("ana", "bob"):
         await eventually(lambda user=user: _is_from_replica(clients[user]), timeout_s=15)
     before = await clients["ana"].get("/api/images")
+    for client in clients.values():
+        client.timeout = httpx.Timeout(2 * _WRITE_S)  # what is late shall be seen to be late
     probes = Probes(clients, images, before)
 
     probes.start()
