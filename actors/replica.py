@@ -39,6 +39,7 @@ _PRAGMAS: Final = (
     "pragma temp_store = memory",
     "pragma busy_timeout = 0",  # one connection: waiting for a lock would be a bug
     "pragma trusted_schema = off",
+    "pragma cell_size_check = on",  # a damaged index would let an apply add rows a second time
     "pragma wal_autocheckpoint = 200",
     "pragma journal_size_limit = 1048576",
 )
