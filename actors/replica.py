@@ -100,6 +100,7 @@ class Replica:
         """
         connection: sqlite3.Connection | None = None
         try:
+            _check_below_log(path, user)
             connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?mode=rw",
                 uri=True,
@@ -218,6 +219,18 @@ def _check(connection: sqlite3.Connection, user: str, version: int) -> None:
     (owner,) = connection.execute("select user_id from meta").fetchone()
     if owner != user:
         raise ReplicaBroken("it belongs to another user")
+
+
+def _check_below_log(path: Path, user: str) -> None:
+    # A log does not say whose it is: laid over another user's file, its pages make that file pass for ours.
+    if path.with_name(f"{path.name}-wal").exists():
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+        try:
+            (owner,) = connection.execute("select user_id from meta").fetchone()
+        finally:
+            connection.close()
+        if owner != user:
+            raise ReplicaBroken("it belongs to another user")
 
 
 def _pragma_version(connection: sqlite3.Connection) -> int:
