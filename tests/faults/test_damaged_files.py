@@ -200,12 +200,10 @@ async def test_a_file_of_another_user_is_found_and_shown_to_nobody(ana: Gallery,
         assert await ana.finds(other)
         assert await bob.finds(left)
     left, other = await _killed(ana, bob)
-    # Whose log it is, a log does not say: but its pages carry the other one's name into the file.
+    # Whose log it is, a log does not say: laid over a file, its pages carry their owner's name into it.
     assert await ana.finds(Left(left.file, other.log))
     assert await ana.finds(Left(other.file, left.log))
     assert await ana.finds(Left(b"", other.log))
     for gallery, stranger in ((ana, bob), (bob, ana)):
         files = list(gallery.path.parent.glob("*.db*"))
-        assert [
-            file for file in files if f"{'bob' if gallery is ana else 'ana'}'s ".encode() in file.read_bytes()
-        ] == []
+        assert [file for file in files if f"{stranger.user}'s ".encode() in file.read_bytes()] == []
