@@ -17,7 +17,7 @@ from store.epoch import Bookmark
 from store.primary import Primary
 from tests.gateway.link import PrimaryLink
 from tests.served import Served, eventually, processes_of
-from tests.world import add_images, png
+from tests.world import World, add_images, png, until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 
@@ -220,3 +220,33 @@ async def _is_healed(client: httpx.AsyncClient, user: str, image: str, primary: 
     rows = await primary.fetch("select id::text, title, prompt from images where owner_id = $1", user)
     shown = {(one["id"], one["title"], one["prompt"]) for one in reply.json()["images"]}
     return shown == {tuple(row) for row in rows}
+
+
+async def test_calls_that_wait_for_the_primary_are_no_fault_of_the_host(
+    link: PrimaryLink, database: str, tmp_path: Path
+) -> None:
+    """Syncs that end at their deadline while the primary is silent leave the host's breaker closed: nobody else could
+    answer the reads."""
+    world = World(tmp_path / "data", link.url)
+    await world.start()
+    try:
+        await world.write("ana", lambda c: add_images(c, "ana", 3))
+        await until(lambda: _from_replica_of(world))
+        link.block()
+        syncs = []
+        for _ in range(100):
+            syncs.append(asyncio.create_task(world.request("POST", "/api/images/sync")))
+            await asyncio.sleep(0.003)
+        refused = 0
+        while not all(sync.done() for sync in syncs):
+            refused += (await world.get("/api/images")).status != 200
+            await asyncio.sleep(0.01)
+        assert {(await sync).status for sync in syncs} == {503}
+        assert refused == 0, f"{refused} reads were refused although their replica was at hand"
+    finally:
+        link.unblock()
+        await world.stop()
+
+
+async def _from_replica_of(world: World) -> bool:
+    return (await world.get("/api/images")).headers["Peruse-Source"] == "replica"
