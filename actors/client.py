@@ -39,6 +39,8 @@ log = structlog.get_logger()
 REFRESH_S: Final = 1.0
 _CONNECT_S: Final = 1.0
 _BREAKER_S: Final = (0.25, 2.0)  # first and longest pause
+#: A host answers at the deadline of a call at the latest: one that is later than this does not answer at all.
+_GRACE_S: Final = 0.25
 _MAX_PLACED: Final = 200_000
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -206,7 +208,8 @@ class ReplicaClient:
 
     async def _call(self, host: _Host, kind: Type, user: str, timeout_s: float) -> bytes:
         wire = host.wire or await self._connect(host)
-        body: bytes = await wire.request(kind, _encode(CallRequest(int(timeout_s * 1000), user)), timeout_s)
+        call = CallRequest(int(timeout_s * 1000), user)
+        body: bytes = await wire.request(kind, _encode(call), timeout_s + _GRACE_S)
         return body
 
     async def stats(self, *, timeout_s: float = 1.0) -> list[HostStats]:
