@@ -119,6 +119,8 @@ class Replicas:
             QueryTooCostly: the query was stopped.
         """
         active = self._activate(user)
+        if active.is_full:
+            raise Retryable(f"there is no room for changes of {user}")  # the next sweep tries again
         outcome = Outcome.FRESH
         if validate or active.must_pull or active.is_behind(floor) or self._is_older(active, max_age_s):
             try:
@@ -183,7 +185,7 @@ class Replicas:
     def poke(self, user: str, bookmark: Bookmark) -> None:
         """A hint that `user` changed. Only an active replica cares: others pull when they are opened."""
         active = self._active.get(user)
-        if active is not None and active.is_behind(bookmark):
+        if active is not None and not active.is_full and active.is_behind(bookmark):
             self._sync.pull_soon(active)
 
     def _answer(self, active: Active, encoded: bytes, outcome: Outcome) -> Answer | None:
