@@ -41,6 +41,8 @@ _WATCH_S: Final = 0.02
 _MAX_WATCHES: Final = 500
 #: How often hosts hear who was served without them.
 _TOUCH_S: Final = 1.0
+#: A host answers at the deadline of a call at the latest: one that is later than this does not answer at all.
+_GRACE_S: Final = 0.25
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -235,7 +237,7 @@ class ReplicaClient:
     async def _call(self, host: KnownHost, kind: Type, user: str, timeout_s: float, **options: Any) -> bytes:
         wire = await self.membership.wire_of(host)
         request = CallRequest(int(timeout_s * 1000), user, **options)
-        body: bytes = await wire.request(kind, _encode(request), timeout_s)
+        body: bytes = await wire.request(kind, _encode(request), timeout_s + _GRACE_S)
         return body
 
     # --- watching -------------------------------------------------------------------------------------------------

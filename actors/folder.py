@@ -99,7 +99,12 @@ class ReplicaFolder:
             for entry in self.path.iterdir():
                 if entry.is_dir():
                     shutil.rmtree(entry)
-            marker.write_text(boot)
+            try:
+                marker.write_text(boot)
+            except OSError as error:
+                # There is no room: replicas will come when there is, and the next start wipes the folder once more.
+                marker.unlink(missing_ok=True)
+                log.warning("folder.not_marked", folder=str(self.path), error=str(error))
         for staging in self.path.glob("??/??/*.staging"):
             delete_files(staging)
 

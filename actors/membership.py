@@ -50,7 +50,10 @@ class KnownHost:
     def failed(self) -> None:
         """Open the breaker, longer each time in a row."""
         shortest, longest = _BREAKER_S
-        self.open_until = time.monotonic() + min(longest, shortest * 2**self.failures)
+        now = time.monotonic()
+        if now > self.open_until + longest:
+            self.failures = 0  # the last time was long ago
+        self.open_until = now + min(longest, shortest * 2**self.failures)
         self.failures = min(self.failures + 1, 8)
 
 

@@ -126,6 +126,8 @@ class Replicas:
         """
         was_open = user in self._active
         active = self.life.activate(user)
+        if active.is_full:
+            raise Retryable(f"there is no room for changes of {user}")  # the next sweep tries again
         outcome = Outcome.FRESH
         if validate or active.must_pull or active.is_behind(floor) or self._is_older(active, max_age_s):
             try:
@@ -198,7 +200,7 @@ class Replicas:
         opened."""
         active = self._active.get(user)
         if active is not None:
-            if active.is_behind(bookmark):
+            if not active.is_full and active.is_behind(bookmark):
                 self._sync.pull_soon(active)
         elif self.watches.has_moved(user, bookmark):
             self._wake(user)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from typing import TextIO, cast
 
 import structlog
 
@@ -35,6 +35,25 @@ def configure(*, process: str, level: str = "info", stream: TextIO | None = None
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(out),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Lossy(out))),
         cache_logger_on_first_use=True,
     )
+
+
+class _Lossy:
+    """A stream that loses what cannot be written: a full disk must not end the work that the line tells about."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def write(self, text: str) -> None:
+        try:
+            self._out.write(text)
+        except OSError:
+            pass
+
+    def flush(self) -> None:
+        try:
+            self._out.flush()
+        except OSError:
+            pass

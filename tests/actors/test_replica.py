@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -170,53 +168,6 @@ def test_filters_choose_rows(replica: Replica, query: GalleryQuery, expected: li
 
 
 # --- one transaction --------------------------------------------------------------------------------------------
-
-_ROWS = 25
-
-
-def crash_rounds(path: Path, rounds: int, seed: int) -> None:
-    """Kill a process that applies, `rounds` times on one file, and look at the file each time. Run in a process of its
-    own: it forks."""
-    random, last = Random(seed), 0
-    for _ in range(rounds):
-        ready, child_ready = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            replica = Replica.open(path, "ana", VERSION)
-            version = replica.cursor.version
-            while True:
-                version += 1
-                changes = [image(n, f"v{version}") for n in range(_ROWS)]
-                changes.append(Applied("images", an_id(1000 + version - 1), None))
-                replica.apply(cursor_at(version), [*changes, image(1000 + version, f"v{version}")])
-                os.write(child_ready, b".")
-        assert os.read(ready, 1) == b"."
-        time.sleep(random.uniform(0, 0.03))
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        os.close(ready)
-        os.close(child_ready)
-
-        replica = Replica.open(path, "ana", VERSION)
-        version = replica.cursor.version
-        found = prompts(replica)
-        assert found == [f"v{version}"] * (_ROWS + 1), f"cursor {version}, rows {found}"
-        assert version > last, f"{version} after {last}"
-        last = version
-        assert replica._connection.execute("pragma integrity_check").fetchone() == ("ok",)
-        replica.close()
-
-
-def test_killed_in_the_middle_leaves_rows_and_cursor_of_one_version(path: Path) -> None:
-    """Thirty times kill -9 at random points: rows of version v, and all of them, iff the cursor says v."""
-    script = (
-        "from pathlib import Path; from tests.actors.test_replica import crash_rounds; "
-        f"crash_rounds(Path({str(path)!r}), 30, 7); print('whole')"
-    )
-
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
-
-    assert done.stdout.strip() == "whole", done.stderr[-2000:]
 
 
 def test_a_change_that_cannot_be_made_leaves_nothing_applied(replica: Replica) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from store.epoch import Bookmark
+from tests.faults.load import Load
 from tests.served import Served, eventually, peruse, processes_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
@@ -28,88 +27,6 @@ def served(open_folder: Path) -> Iterator[Served]:
     yield instance
     assert instance.stop() == 0
     assert processes_of(instance.data) == []
-
-
-class Load:
-    """A writer and two readers of one user, and what they saw.
-
-    `acked`: image id → the last title whose write was acknowledged. `unsure`: titles whose outcome nobody told.
-    """
-
-    def __init__(self, client: httpx.AsyncClient, ids: list[str]) -> None:
-        self.client = client
-        self.ids = ids
-        self.acked: dict[str, str] = {}
-        self.unsure: dict[str, set[str]] = {}
-        self.writes = self.reads = 0
-        self.last_read_at = self.last_write_at = time.monotonic()
-        self.longest_pause_s = 0.0
-        self.went_back: list[str] = []
-        self._tasks: list[asyncio.Task[None]] = []
-
-    async def __aenter__(self) -> Load:
-        self._tasks = [asyncio.create_task(work) for work in (self._write(), self._read(), self._read())]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        results = await asyncio.gather(*self._tasks, return_exceptions=True)
-        broken = [r for r in results if isinstance(r, Exception) and not isinstance(r, asyncio.CancelledError)]
-        assert broken == []
-
-    async def _write(self) -> None:
-        n = 0
-        while True:
-            n += 1
-            image, title = self.ids[n % len(self.ids)], f"title {n}"
-            self.unsure.setdefault(image, set()).add(title)  # until somebody says how it went
-            try:
-                reply = await self.client.patch(f"/api/images/{image}", json={"title": title})
-            except httpx.HTTPError:
-                await asyncio.sleep(0.02)
-                continue
-            if reply.status_code == 200:
-                self.acked[image] = title
-                del self.unsure[image]
-                self.writes += 1
-                self.last_write_at = time.monotonic()
-            else:
-                assert reply.status_code == 503, reply.text
-                assert reply.headers["Retry-After"]
-                await asyncio.sleep(0.02)
-
-    async def _read(self) -> None:
-        seen: Bookmark | None = None
-        while True:
-            headers = {"Peruse-Bookmark": str(seen)} if seen else {}
-            try:
-                reply = await self.client.get("/api/images", headers=headers)
-            except httpx.HTTPError:
-                await asyncio.sleep(0.02)
-                continue
-            if reply.status_code != 200:
-                assert reply.status_code == 503, reply.text
-                await asyncio.sleep(0.02)
-                continue
-            at = Bookmark.parse(reply.headers["Peruse-Bookmark"])
-            assert at is not None
-            if seen is not None and seen.is_after(*at):
-                self.went_back.append(f"{seen} then {at} from {reply.headers['Peruse-Source']}")
-            seen = at
-            self.reads += 1
-            now = time.monotonic()
-            self.longest_pause_s = max(self.longest_pause_s, now - self.last_read_at)
-            self.last_read_at = now
-
-    async def goes_on(self, *, timeout_s: float = 10.0) -> None:
-        """Returns when a read and a write began and succeeded after now."""
-        asked = time.monotonic()
-
-        async def both() -> bool:
-            return self.last_read_at > asked + 0.2 and self.last_write_at > asked + 0.2
-
-        await eventually(both, timeout_s=timeout_s)
 
 
 async def _ids(client: httpx.AsyncClient) -> list[str]:
