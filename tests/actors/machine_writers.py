@@ -50,6 +50,7 @@ _WEIGHED = (
     *(["begin", "begin repeatable", "begin serializable", "savepoint", "back to savepoint", "rollback"] * 2),
     *(["commit"] * 9),
     *(["flush", "copy", "create user", "insert image", "star image", "delete image", "move image", "rename onto"] * 2),
+    *(["many images"] * 2),
     *sorted(_SQL),
 )
 
