@@ -18,30 +18,29 @@ from typing import Any, Literal
 
 import asyncpg
 
+from actors import Outcome
 from actors.activation import Answer
 from actors.errors import Behind, CallError
 from actors.sync import Active
-from store.changes import Cursor
 from store.documents import Documents
 from store.epoch import Bookmark, rotate
 from store.errors import PrimaryUnavailable
 from store.retention import trim
 from tests.actors.fleet import Fleet, position
 from tests.actors.machine_backup import restore, save
+from tests.actors.machine_files import Damage, Written, damage, left_in
 from tests.actors.machine_oracle import Oracle, gallery, parse, replica_state, with_base
 from tests.actors.machine_split import SplitLaw
 from tests.actors.machine_writers import Step, Writer
 from tests.world import until
 
-__all__ = ["USERS", "Beside", "Crash", "Damage", "Stage"]
+__all__ = ["USERS", "Beside", "Crash", "Stage"]
 
 USERS = ("ana", "bob")
 #: What is under way while a transaction commits.
 Beside = Literal["pull", "read", "sweep", "seed"]
 #: A host ends before its pull is applied, in the middle of writing it, or after.
 Crash = Literal["before", "during", "after"]
-Damage = Literal["empty", "noise", "noise behind the first page", "half", "log"]
-
 #: What may stand before URLs of files.
 _BASES = ("", "https://cdn.example")
 _ROWS = tuple(uuid.UUID(int=n + 1) for n in range(3))
@@ -76,7 +75,8 @@ class Stage:
         self.writers = [Writer(connection, self.seen) for connection in self._writer_connections]
         self.oracle = Oracle(self._oracle_connection, USERS)
         await self.oracle.begin()
-        self.fleet = await Fleet(self._folder / "replicas", self.database).open()
+        self._base = _BASES[0]
+        self.fleet = await Fleet(self._folder / "replicas", self.database, files_base=self._base).open()
         self.split = SplitLaw(self._folder / "split", self.database, self.oracle)
         await self.split.open()
         self._many = many
@@ -159,7 +159,7 @@ class Stage:
     async def _check(self, user: str, floor: Bookmark | None = None, *, at_head: bool = False) -> Answer:
         """One read: it is what the user had at the version that it names (I6, I2), and not before the last (I4)."""
         answer = await self._read(user, floor)
-        cursor, base = answer.cursor, self.fleet_base
+        cursor, base = answer.cursor, self._base
         state = self.oracle.states.get((user, cursor))
         assert state is not None, f"{user} was answered at {cursor}, which never was"
         expected = with_base(state, base)
@@ -176,7 +176,8 @@ class Stage:
         assert found == expected, f"replica of {user} at {cursor}"
         if at_head:
             assert cursor == self.oracle.heads[user], f"{user} is at {cursor}"
-        if self.oracle.is_current(user, cursor):
+        # A reader who is told that it may be old has his gateway's floor against that.
+        if self.oracle.is_current(user, cursor) and answer.outcome is not Outcome.STALE:
             at, before = position(cursor), self._shown.get(user)
             assert before is None or not before.is_after(*at), f"{user} went back from {before} to {at}"
             self._shown[user] = at
@@ -236,7 +237,8 @@ class Stage:
         """Close and open; with other documents, as a base for URLs is set or unset, all files are made again."""
         await self.fleet.close()
         if has_other_documents:
-            self.fleet.documents = Documents(_BASES[not self.fleet_base])
+            self._base = _BASES[not self._base]
+            self.fleet.documents = Documents(self._base)
             self.seen["other documents"] += 1
         await self.fleet.open()
 
@@ -254,9 +256,9 @@ class Stage:
         else:
             await self._read(user, None)  # it has a file, and its log is open
             await self._write_one(user)
-            before = _Written.of(self.fleet.file(user))
+            before = Written.of(self.fleet.file(user))
             await self.fleet.replicas.sync(user)
-            after = _Written.of(self.fleet.file(user))
+            after = Written.of(self.fleet.file(user))
             await self.fleet.crash()
             if moment == "during" and after.grew_from(before):
                 with after.log.open("r+b") as log:
@@ -273,19 +275,9 @@ class Stage:
         path = self.fleet.folder.find(user)
         if path is None:
             return
-        aside = self._folder / "aside.db"
-        for suffix in ("", "-wal"):
-            aside.with_name(aside.name + suffix).unlink(missing_ok=True)
-            if (left := path.with_name(path.name + suffix)).exists():
-                shutil.copy(left, aside.with_name(aside.name + suffix))
-        connection = sqlite3.connect(aside)
-        try:
-            owner, *cursor = connection.execute("select user_id, epoch, version, nonce from meta").fetchone()
-            found = replica_state(connection)
-        finally:
-            connection.close()
+        owner, cursor, found = left_in(path, self._folder / "aside.db")
         assert owner == user
-        state = self.oracle.states.get((user, Cursor(*cursor)))
+        state = self.oracle.states.get((user, cursor))
         assert state is not None, f"file of {user} is at {cursor}, which never was"
         # A file of other documents lies there until somebody asks for it.
         assert found in [with_base(state, base) for base in _BASES], f"file of {user} at {cursor}"
@@ -293,33 +285,15 @@ class Stage:
     async def damage(self, user: str, how: Damage) -> None:
         """A file is not what was written; the host finds out, and makes it again."""
         path = self.fleet.folder.find(user)
-        if path is None:
-            return
-        self.fleet.replicas.passivate(user)
-        size = path.stat().st_size
-        if how == "empty":
-            path.write_bytes(b"")
-        elif how == "half":
-            with path.open("r+b") as file:
-                file.truncate(size // 2)
-        elif how == "log":
-            path.with_name(path.name + "-wal").write_bytes(b"\xff" * 9000)
-        else:
-            start = 4096 if how == "noise behind the first page" else 0
-            with path.open("r+b") as file:
-                file.seek(start)
-                file.write(b"\xff" * (size - start))
-        self._damaged.add(user)
-        self.seen[f"damage: {how}"] += 1
+        if path is not None:
+            self.fleet.replicas.passivate(user)
+            damage(path, how)
+            self._damaged.add(user)
+            self.seen[f"damage: {how}"] += 1
 
     async def _reseed(self, user: str) -> None:
         self.fleet.replicas.reseed(user)
         await self._read(user, None)
-
-    @property
-    def fleet_base(self) -> str:
-        """What stands before `/files/` in the host's documents."""
-        return self.fleet.documents._files.removesuffix("/files/")
 
     def _active(self, user: str) -> Active:
         return self.fleet.replicas._active[user]
@@ -387,22 +361,3 @@ class Stage:
         assert len(rows) == len(set(rows))
         for user in USERS:
             await self.check_split(user)
-
-
-class _Written:
-    """How much of a replica's log was written, and when its file was."""
-
-    def __init__(self, log: Path, log_bytes: int, file: tuple[int, int]) -> None:
-        self.log = log
-        self.log_bytes = log_bytes
-        self._file = file
-
-    @classmethod
-    def of(cls, path: Path) -> _Written:
-        log = path.with_name(path.name + "-wal")
-        file = path.stat()
-        return cls(log, log.stat().st_size if log.exists() else 0, (file.st_mtime_ns, file.st_size))
-
-    def grew_from(self, before: _Written) -> bool:
-        """Whether what came since is only the end of the log: then it may be cut there, as by an end in its middle."""
-        return (self.log, self._file) == (before.log, before._file) and self.log_bytes > before.log_bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from store.changes import Cursor
-from store.epoch import epoch_order
 
 __all__ = ["Oracle", "Shown", "State", "gallery", "parse", "replica_state", "with_base"]
 
@@ -89,7 +88,7 @@ class Oracle:
     async def verdict(self, user: str, cursor: Cursor) -> str | None:
         """Why a pull from `cursor` must be refused; None when it must not."""
         head = self.heads[user]
-        if epoch_order(cursor.epoch)[0] != epoch_order(head.epoch)[0]:
+        if cursor.epoch != head.epoch:
             return "epoch"
         if cursor.version > head.version:
             return "ahead"
@@ -235,7 +234,7 @@ def _based(document: dict[str, Any], base: str) -> dict[str, Any]:
     return {**document, **urls}
 
 
-def gallery(state: State, *, limit: int = 200) -> Iterable[dict[str, Any]]:
+def gallery(state: State, *, limit: int = 200) -> list[dict[str, Any]]:
     """The documents of the newest images that are not in the trash, newest first."""
     rows = [
         (shown.filters["created_at"], row_id, shown.document)

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests.actors.machine import USERS, Beside, Crash, Damage, Stage
+from tests.actors.machine import USERS, Beside, Crash, Stage
+from tests.actors.machine_files import Damage
 from tests.actors.machine_writers import Step, steps
 
 #: How many orders are tried. By default always the same ones; a number asks for so many new ones.
@@ -117,7 +118,7 @@ def test_every_answer_is_a_version_that_was_in_whatever_order_things_happen(data
     stage = Stage(database, tmp_path)
     loop.run_until_complete(stage.open())
     try:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             lambda: SyncMachine(stage, loop),
             settings=settings(
                 max_examples=_EXAMPLES or 40,
