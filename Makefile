@@ -1,9 +1,9 @@
-# make run | test | check | faults | bench | bench-quick | lock
+# make run | test | check | faults | mutants | bench | bench-quick | lock
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= .peruse
 
-.PHONY: run test check faults bench bench-quick lock clean
+.PHONY: run test check faults mutants bench bench-quick lock clean
 
 run: .venv/installed
 	$(BIN)/peruse serve --data $(DATA)
@@ -19,6 +19,10 @@ check: .venv/installed
 
 faults: .venv/installed
 	$(BIN)/pytest -m faults
+
+# Breaks the product in copies, one promise at a time: its tests must see each.
+mutants: .venv/installed
+	$(BIN)/python -m tests.mutants
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench

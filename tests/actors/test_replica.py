@@ -170,6 +170,32 @@ def test_filters_choose_rows(replica: Replica, query: GalleryQuery, expected: li
 # --- one transaction --------------------------------------------------------------------------------------------
 
 
+def test_an_apply_is_one_transaction_wherever_its_log_ends(path: Path) -> None:
+    """Whatever part of an apply was written when the process ended, the file is the version before or the one after,
+    rows and cursor alike."""
+    replica = Replica.open(path, "ana", VERSION)
+    log = path.with_name(path.name + "-wal")
+    replica.apply(cursor_at(1), [image(n, f"v1 {'x' * 500}") for n in range(_ROWS)])
+    file, start = path.read_bytes(), log.stat().st_size
+
+    replica.apply(cursor_at(2), [image(n, f"v2 {'x' * 500}") for n in range(_ROWS)])
+
+    assert path.read_bytes() == file, "a checkpoint came between: only the log may have grown"
+    whole = log.read_bytes()
+    replica.close()
+    seen = set()
+    for end in (*range(start, len(whole), 1000), len(whole)):
+        delete_files(path)
+        path.write_bytes(file)
+        log.write_bytes(whole[:end])
+        left = Replica.open(path, "ana", VERSION)
+        found = {prompt[:2] for prompt in prompts(left)}
+        assert found == {f"v{left.cursor.version}"}, f"{end - start} bytes of {len(whole) - start} written"
+        seen |= found
+        left.close()
+    assert seen == {"v1", "v2"}
+
+
 def test_a_change_that_cannot_be_made_leaves_nothing_applied(replica: Replica) -> None:
     """Whatever is raised while changes are read, the rows before it are not shown under the old version."""
     replica.apply(cursor_at(1), [image(1, "one")])

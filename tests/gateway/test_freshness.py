@@ -149,6 +149,22 @@ async def test_versions_never_go_back_while_hosts_come_and_go(world: World) -> N
                 seen = bookmark_of(reply)
 
 
+async def test_writer_without_a_bookmark_reads_his_write_though_every_poke_is_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway remembers what it committed, and asks his replica for no less."""
+    (image,) = await given_images(world, "ana", 1)
+    await replica_of(world, "ana")
+    monkeypatch.setattr(world.gateway.client, "poke", lambda *_: None)
+
+    for turn in range(20):
+        wrote = await world.request("PATCH", f"/api/images/{image}", json={"title": f"turn {turn}"})
+        reply = await world.get("/api/images")
+
+        assert not bookmark_of(wrote).is_after(*bookmark_of(reply)), f"turn {turn}"
+        assert [one["title"] for one in reply.json["images"]] == [f"turn {turn}"]
+
+
 # --- without the primary ----------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,291 @@
+"""Breaks the product on purpose, one promise at a time, and expects its tests to see it: `python -m tests.mutants`.
+
+Everything happens in copies; the checkout is only read. Names on the command line choose mutants; exit 1 when one
+survives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+__all__ = ["MUTANTS", "Mutant", "NotThere", "mutate", "run"]
+
+ROOT: Final = Path(__file__).parent.parent
+_COPIED: Final = ("gateway", "actors", "store", "tests", "pyproject.toml")
+_TIMEOUT_S: Final = 240.0
+
+
+class Mutant(NamedTuple):
+    """One change that breaks a promise: in `file`, `old` (which is there exactly once) becomes `new`. Each of `tests`
+    must fail then."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+class NotThere(Exception):
+    """Raised when the text to replace is not in the file exactly once: the mutant has to be written anew."""
+
+
+_CAPTURE: Final = "tests/store/test_capture.py::"
+_CHANGES: Final = "tests/store/test_changes.py::"
+_SYNC: Final = "tests/actors/test_sync.py::"
+_ACTIVATION: Final = "tests/actors/test_activation.py::"
+_REPLICA: Final = "tests/actors/test_replica.py::"
+_FRESHNESS: Final = "tests/gateway/test_freshness.py::"
+
+MUTANTS: Final = (
+    Mutant(
+        "version computed without the counter's lock",
+        "store/triggers.sql",
+        "select u.user_id, 1, n from (select distinct r.user_id from change_row r where r.nonce = n) u "
+        "order by u.user_id\n"
+        "    on conflict (user_id) do update set version = s.version + 1,",
+        "select u.user_id, 1 + coalesce((select c.version from sync_user c where c.user_id = u.user_id), 0), n "
+        "from (select distinct r.user_id from change_row r where r.nonce = n) u order by u.user_id\n"
+        "    on conflict (user_id) do update set version = excluded.version,",
+        (_CAPTURE + "test_concurrent_writers_make_gapless_versions_in_commit_order[one user]",),
+    ),
+    Mutant(
+        "versions in the order of statements, not of commits",
+        "store/triggers.sql",
+        "deferrable initially deferred for each row",
+        "deferrable initially immediate for each row",
+        (_CAPTURE + "test_hold_and_settle_claims_and_bulk_updates_never_deadlock",),
+    ),
+    Mutant(
+        "notes by ORIGIN triggers instead of ALWAYS",
+        "store/triggers.sql",
+        "enable always trigger sync_insert_delete, enable always trigger sync_update, "
+        "enable always trigger sync_truncate'",
+        "enable trigger sync_insert_delete, enable trigger sync_update, enable trigger sync_truncate'",
+        (_CAPTURE + "test_replica_role_does_not_switch_capture_off",),
+    ),
+    Mutant(
+        "stamps by an ORIGIN trigger instead of ALWAYS",
+        "store/triggers.sql",
+        "alter table {schema}.change_row enable always trigger sync_stamp;",
+        "alter table {schema}.change_row enable trigger sync_stamp;",
+        (_CAPTURE + "test_replica_role_does_not_switch_capture_off",),
+    ),
+    Mutant(
+        "a deletion is not noted",
+        "store/triggers.sql",
+        "if tg_op <> 'INSERT' and (tg_op = 'DELETE' or o0 <> o1 or k0 <> k1) then",
+        "if tg_op = 'UPDATE' and (o0 <> o1 or k0 <> k1) then",
+        (
+            _CAPTURE + "test_insert_update_and_delete_by_plain_sql_are_a_version_each",
+            _SYNC + "test_a_pull_brings_only_what_changed_since_the_cursor",
+        ),
+    ),
+    Mutant(
+        "the old owner of a row that moves is not noted",
+        "store/triggers.sql",
+        "(tg_op = 'DELETE' or o0 <> o1 or k0 <> k1)",
+        "(tg_op = 'DELETE' or k0 <> k1)",
+        (_SYNC + "test_an_image_that_changes_its_owner_disappears_for_one_and_appears_for_the_other",),
+    ),
+    Mutant(
+        "a pull does not look the owner up again",
+        "store/changes.py",
+        '"t.id = c.row_id::uuid and t.owner_id = $1"',
+        '"t.id = c.row_id::uuid"',
+        (
+            _CHANGES + "test_moved_row_is_a_deletion_for_the_one_who_had_it",
+            _SYNC + "test_an_image_that_changes_its_owner_disappears_for_one_and_appears_for_the_other",
+        ),
+    ),
+    Mutant(
+        "a pull in two READ COMMITTED statements",
+        "store/changes.py",
+        "    first = rows[0]\n    head = Cursor(",
+        "    first = rows[0]\n"
+        "    rows = await connection.fetch(_PULL, user, cursor.epoch, cursor.version, cursor.nonce, max_changes)\n"
+        "    head = Cursor(",
+        (_CHANGES + "test_pull_beside_writers_is_the_state_at_exactly_its_version",),
+    ),
+    Mutant(
+        "the nonce of a cursor is ignored",
+        "store/changes.py",
+        "l.version = $3) end then 'nonce'",
+        "l.version = $3) end and false then 'nonce'",
+        (
+            _CHANGES + "test_equal_version_of_another_history_is_reset[0]",
+            _CHANGES + "test_equal_version_of_another_history_is_reset[1]",
+            _SYNC + "test_a_replica_of_a_history_that_is_no_more_stops_serving_at_once[poke-nonce]",
+        ),
+    ),
+    Mutant(
+        "the horizon is ignored",
+        "store/changes.py",
+        "when $3 < h.horizon then 'horizon'",
+        "when $3 < h.horizon then null",
+        (
+            _CHANGES + "test_cursor_below_the_horizon_is_reset_and_one_on_it_is_not",
+            "tests/store/test_retention.py::test_the_log_holds_exactly_what_is_above_the_horizon",
+            _SYNC + "test_an_old_but_true_replica_serves_while_another_is_made[horizon]",
+        ),
+    ),
+    Mutant(
+        "the epoch of a cursor is ignored",
+        "store/changes.py",
+        "when split_part($2, '-', 1) <> split_part(h.epoch, '-', 1) then 'epoch'",
+        "when $2::text is null then 'epoch'",
+        (_CHANGES + "test_rotated_epoch_resets_every_cursor",),
+    ),
+    Mutant(
+        "the cursor is written after the transaction of the rows",
+        "actors/replica.py",
+        '            execute("update meta set epoch = ?, version = ?, nonce = ?", head)\n            execute("commit")',
+        '            execute("commit")\n            execute("update meta set epoch = ?, version = ?, nonce = ?", head)',
+        (_REPLICA + "test_an_apply_is_one_transaction_wherever_its_log_ends",),
+    ),
+    Mutant(
+        "the cursor is written before the transaction of the rows",
+        "actors/replica.py",
+        '            execute("begin immediate")\n',
+        '            execute("update meta set epoch = ?, version = ?, nonce = ?", head)\n'
+        '            execute("begin immediate")\n',
+        (_REPLICA + "test_an_apply_is_one_transaction_wherever_its_log_ends",),
+    ),
+    Mutant(
+        "a caller joins a pull that is under way",
+        "actors/sync.py",
+        "                active.waiting = None  # from here on it is sent: later callers need another\n",
+        "",
+        (_SYNC + "test_callers_join_only_a_pull_that_is_not_sent_yet",),
+    ),
+    Mutant(
+        "a replica does not look at the floor",
+        "actors/activation.py",
+        "active.must_pull or active.is_full or (floor is not None and active.is_behind(floor)):",
+        "active.must_pull or active.is_full:",
+        (_ACTIVATION + "test_a_read_with_a_floor_is_never_older",),
+    ),
+    Mutant(
+        "a gateway forgets what it has shown",
+        "gateway/freshness.py",
+        "        floor = self.floors.get(user)\n",
+        "        floor = None\n",
+        (_FRESHNESS + "test_writer_without_a_bookmark_reads_his_write_though_every_poke_is_lost",),
+    ),
+)
+
+
+def mutate(tree: Path, mutant: Mutant) -> None:
+    """Change the copy at `tree`.
+
+    Raises:
+        NotThere: the text to replace is not in the file exactly once.
+    """
+    path = tree / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if (times := text.count(mutant.old)) != 1:
+        raise NotThere(f"mutant {mutant.name!r}: its text is {times} times in {mutant.file}, expected once")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+def run(tree: Path, tests: tuple[str, ...]) -> dict[str, str]:
+    """Run `tests` on the sources at `tree`; answers outcome by test: passed, failed, or what went wrong before it."""
+    report = tree / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
+    # From the copy, so that its packages come before those of the checkout, in subprocesses of tests too.
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    report.unlink(missing_ok=True)
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return dict.fromkeys(tests, f"no end within {_TIMEOUT_S:.0f} s")
+    if not report.exists():
+        return dict.fromkeys(tests, done.stdout.strip().rpartition("\n")[2] or "pytest did not start")
+    outcomes: dict[str, str] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        # A test that failed and then left something behind is told twice: it has failed.
+        if outcomes.get(_test_of(case)) != "failed":
+            outcomes[_test_of(case)] = _outcome_of(case)
+    return {test: outcomes.get(test, "not run") for test in tests}
+
+
+def _test_of(case: ElementTree.Element) -> str:
+    return f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}"
+
+
+def _outcome_of(case: ElementTree.Element) -> str:
+    """An error is no failure: a product that cannot even start shows nothing about a test."""
+    for outcome in ("error", "failure", "skipped"):
+        if case.find(outcome) is not None:
+            return "failed" if outcome == "failure" else outcome
+    return "passed"
+
+
+def _copy(to: Path) -> Path:
+    for name in _COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, to / name)
+    return to
+
+
+def _try(mutant: Mutant | None, tests: tuple[str, ...]) -> dict[str, str]:
+    with tempfile.TemporaryDirectory(prefix="peruse-mutant-", dir="/tmp") as folder:
+        tree = Path(folder)
+        tree.chmod(0o755)  # Postgres runs as somebody else, and reads nothing here but may pass
+        _copy(tree)
+        if mutant is not None:
+            mutate(tree, mutant)
+        return run(tree, tests)
+
+
+def main(chosen: list[str]) -> int:
+    """Try the mutants whose name holds one of `chosen`, or all; answers the exit code."""
+    mutants = [mutant for mutant in MUTANTS if not chosen or any(text in mutant.name for text in chosen)]
+    console = Console()
+    table = Table("mutant", "", "seconds")
+    table.add_column("tests that must fail", overflow="fold")
+    survivors = 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("the product as it is", total=len(mutants) + 1)
+        every = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
+        broken = {test: outcome for test, outcome in _try(None, every).items() if outcome != "passed"}
+        if broken:  # then a red test would prove nothing
+            for test, outcome in broken.items():
+                console.print(f"without a mutant: {test}: {outcome}", markup=False)
+            return 1
+        progress.advance(task)
+        for mutant in mutants:
+            progress.update(task, description=mutant.name)
+            started = time.monotonic()
+            outcomes = _try(mutant, mutant.tests)
+            is_killed = all(outcome == "failed" for outcome in outcomes.values())
+            survivors += not is_killed
+            told = "\n".join(f"{test.rpartition('::')[2]}: {outcome}" for test, outcome in outcomes.items())
+            verdict = "[green]killed" if is_killed else "[red]SURVIVED"
+            table.add_row(mutant.name, verdict, f"{time.monotonic() - started:.1f}", told.replace("[", r"\["))
+            progress.advance(task)
+    console.print(table)
+    console.print(f"{len(mutants) - survivors} of {len(mutants)} mutants killed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
