@@ -172,7 +172,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a replica does not look at the floor",
-        "actors/activation.py",
+        "actors/replicas.py",
         "active.must_pull or active.is_full or (floor is not None and active.is_behind(floor)):",
         "active.must_pull or active.is_full:",
         (_ACTIVATION + "test_a_read_with_a_floor_is_never_older",),

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import asyncpg
 
 from actors import Outcome
-from actors.activation import Answer
+from actors.active import Active
 from actors.errors import Behind, CallError
-from actors.sync import Active
+from actors.replicas import Answer
 from store.documents import Documents
 from store.epoch import Bookmark, rotate
 from store.errors import PrimaryUnavailable
