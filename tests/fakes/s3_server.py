@@ -58,7 +58,7 @@ class S3Server:
 
 
 def bucket_settings(url: str, bucket: str, **more: object) -> StoreSettings:
-    """Settings of a bucket of the server, and nothing from the environment."""
+    """Settings of a bucket of the server."""
     values: dict[str, object] = {
         "objects": "s3",
         "s3_endpoint_url": url,
