@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from datetime import UTC
 from typing import TYPE_CHECKING, Final
@@ -62,11 +63,12 @@ class S3Objects:
                 for upload in uploads:
                     group.create_task(self._write(upload))
         except BaseExceptionGroup as failed:
-            await self._undo(uploads)
+            undone = asyncio.gather(*(asyncio.wrap_future(self._undo(u)) for u in uploads), return_exceptions=True)
+            await asyncio.wait([undone], timeout=_UNDO_S)
             raise failed.exceptions[0] from failed
         except asyncio.CancelledError:
             for upload in uploads:
-                self.calls.submit(upload.undo)
+                self._undo(upload)
             raise
 
     async def get(self, key: str) -> bytes:
@@ -147,14 +149,17 @@ class S3Objects:
             if not await self.calls.run(what, upload.is_ours):
                 raise
 
-    async def _undo(self, uploads: Sequence[S3Upload]) -> None:
+    def _undo(self, upload: S3Upload) -> Future[None]:
         """An upload without a good answer may have been written, or may yet be."""
-        undone = [asyncio.wrap_future(self.calls.submit(upload.undo)) for upload in uploads]
-        await asyncio.wait(undone, timeout=_UNDO_S)
-        for upload, future in zip(uploads, undone, strict=True):
-            error = future.exception() if future.done() and not future.cancelled() else TimeoutError()
+
+        def tell(future: Future[None]) -> None:
+            error = future.exception()
             if error is not None and not _is_404(error):
                 log.warning("objects.may_be_left_over", key=upload.key, error=type(error).__name__)
+
+        undone = self.calls.submit(upload.undo)
+        undone.add_done_callback(tell)
+        return undone
 
     async def _page(self, prefix: str, after: str, keys: int) -> ListObjectsV2OutputTypeDef:
         def page(client: S3Client) -> ListObjectsV2OutputTypeDef:
