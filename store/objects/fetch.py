@@ -56,7 +56,7 @@ class Fetcher:
         max_bytes: int,
         timeout_s: float,
         resolver: AbstractResolver | None = None,
-        at_once: int = 16,
+        at_once: int = 8,
     ) -> None:
         """`allow` names hosts and trusted origins (see PERUSE_FETCH_ALLOW); None lets every public https host pass, and
         trusts none. The limits are for one fetch with all of its redirects."""

@@ -77,7 +77,7 @@ class S3Calls:
             async with asyncio.timeout(self._settings.s3_timeout_s):
                 for attempt in range(1, _ATTEMPTS + 1):
                     if cause is not None:
-                        await asyncio.sleep(random.uniform(0, _FIRST_WAIT_S * 2 ** (attempt - 1)))
+                        await asyncio.sleep(random.uniform(0, _FIRST_WAIT_S * 2 ** (attempt - 2)))
                     try:
                         return await asyncio.wrap_future(self.submit(call))
                     except Exception as error:
@@ -152,9 +152,10 @@ def _code(error: Exception) -> str:
 def _client(settings: StoreSettings) -> S3Client:
     import boto3
     from botocore.config import Config
+    from botocore.handlers import add_expect_header
 
     endpoint = settings.s3_endpoint_url or None
-    return boto3.Session().client(
+    client = boto3.Session().client(
         "s3",
         endpoint_url=endpoint,
         region_name=settings.s3_region or "auto",
@@ -176,3 +177,6 @@ def _client(settings: StoreSettings) -> S3Client:
             ignore_configured_endpoint_urls=True,  # type: ignore[call-arg] # the stubs do not know it
         ),
     )
+    # "Expect: 100-continue" costs a round trip, and a second where the service does not know it, as R2.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client

@@ -457,6 +457,7 @@ async def test_upload_says_what_the_object_is(
     assert headers["If-None-Match"] == "*"
     assert headers["Content-MD5"] == base64.b64encode(hashlib.md5(BIG).digest()).decode()
     assert headers.get("x-amz-server-side-encryption") == sent
+    assert "Expect" not in headers
     assert not [name for name in headers if name.lower().startswith(("x-amz-checksum", "x-amz-sdk-checksum"))]
     await objects.close()
 
