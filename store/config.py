@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from store.errors import SettingError
+from store.objects.allowed import check_allowed
+from store.objects.s3_names import from_s3_names
 
 __all__ = ["Settings", "StoreSettings", "read_saved", "save"]
 
@@ -42,12 +44,21 @@ class Settings(BaseSettings):
             _saved = known
 
         try:
-            return Loaded()
+            loaded = Loaded()
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             name = str(first["loc"][0])
             source = f"{data}/{_FILE}" if name in known and PREFIX + name.upper() not in os.environ else "environment"
             raise SettingError(f"{PREFIX}{name.upper()}: {first['msg']} (from {source})") from None
+        loaded.check_together()
+        return loaded
+
+    def check_together(self) -> None:
+        """Refuse values of which each is good and the whole is not; a single one may be saved before the others.
+
+        Raises:
+            SettingError: names the settings.
+        """
 
     @classmethod
     def check(cls, saved: dict[str, Any], name: str) -> None:
@@ -79,7 +90,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _Saved(settings_cls)
+        return init_settings, env_settings, _Saved(settings_cls), _S3Names(settings_cls)
 
 
 class _Saved(PydanticBaseSettingsSource):
@@ -88,6 +99,17 @@ class _Saved(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         return dict(self.settings_cls._saved)  # type: ignore[attr-defined]
+
+
+class _S3Names(PydanticBaseSettingsSource):
+    """The names that S3's and R2's own tools use; ours come first."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # pydantic asks __call__ only
+
+    def __call__(self) -> dict[str, Any]:
+        found = from_s3_names(os.environ, self.current_state)
+        return {name: value for name, value in found.items() if name in self.settings_cls.model_fields}
 
 
 class StoreSettings(Settings):
@@ -106,6 +128,100 @@ class StoreSettings(Settings):
         4, ge=1, le=200, description="connections to the primary per gateway, for reads that no replica can answer"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    objects: Literal["local", "s3"] = Field(
+        "local", description="where image bytes are kept: a folder of the data folder, or an S3 or R2 bucket"
+    )
+    s3_endpoint_url: str = Field(
+        "", description="URL of an S3-compatible service; empty: R2_ACCOUNT_ID's, else that of AWS in s3_region",
+        pattern=r"^(https?://[^\s?#@]+)?$",
+    )  # fmt: skip
+    s3_bucket: str = Field(
+        "", description="bucket of the objects, not versioned; else R2_BUCKET_NAME or AWS_S3_BUCKET",
+        pattern=r"^([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])?$",
+    )  # fmt: skip
+    s3_region: str = Field(
+        "", description="region of the bucket; empty: `auto` with an endpoint, else AWS_REGION", pattern=r"^[a-z0-9-]*$"
+    )
+    s3_access_key_id: str = Field("", description="else R2_ACCESS_KEY_ID, AWS_ACCESS_KEY_ID, or the machine's AWS role")
+    s3_secret_access_key: SecretStr = Field(
+        SecretStr(""), description="secret of s3_access_key_id; else R2_SECRET_ACCESS_KEY or AWS_SECRET_ACCESS_KEY"
+    )
+    s3_session_token: SecretStr = Field(SecretStr(""), description="of a temporary access key; else AWS_SESSION_TOKEN")
+    s3_encryption: Literal["auto", "off", "AES256", "aws:kms"] = Field(
+        "auto", description="encryption that the service is asked for; auto: AES256 at AWS, off with an endpoint"
+    )
+    s3_threads: int = Field(16, ge=1, le=200, description="requests to the bucket at once per process")
+    s3_timeout_s: float = Field(
+        60.0, ge=1.0, le=3600.0, description="seconds after which an upload or read, with its retries, is given up"
+    )
+    s3_public_url: str = Field(
+        "", description="URL before the key where anybody may read the bucket; else R2_PUBLIC_URL; empty: nobody may",
+        pattern=r"^(https?://[^\s?#@]+)?$",
+    )  # fmt: skip
+    cloudfront_domain: str = Field(
+        "", description="domain of a CloudFront distribution of the bucket; else AWS_CLOUDFRONT_DOMAIN",
+        pattern=r"^([A-Za-z0-9-]+\.)*[A-Za-z0-9-]*$",
+    )  # fmt: skip
+    cloudfront_key_pair_id: str = Field(
+        "",
+        description="id of the public key that it trusts; else AWS_CLOUDFRONT_KEY_PAIR_ID",
+        pattern=r"^[A-Za-z0-9]*$",
+    )
+    cloudfront_private_key: SecretStr = Field(
+        SecretStr(""), description="RSA key in PEM that signs its URLs; else AWS_CLOUDFRONT_PRIVATE_KEY"
+    )
+    fetch_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="hosts, separated by commas, of providers' results: cdn.example.org, *.example.org (https, "
+        "public addresses), or an origin such as http://10.0.0.5:8188 that is trusted wherever it is",
+    )  # fmt: skip
+    fetch_max_bytes: int = Field(32 * 2**20, ge=1, le=2**30, description="most bytes that are fetched from a URL")
+    fetch_timeout_s: float = Field(
+        60.0, ge=0.1, le=600.0, description="seconds after which a fetch, with its redirects, is given up"
+    )
+
+    @field_validator("fetch_allow", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(v.strip() for v in value.split(",") if v.strip()) if isinstance(value, str) else value
+
+    @field_validator("fetch_allow")
+    @classmethod
+    def _known_form(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            check_allowed(entry)
+        return value
+
+    def check_together(self) -> None:
+        """Objects in a bucket need to know which, where, and as whom."""
+        if self.objects == "s3":
+            _check_s3(self)
+
+
+def _check_s3(settings: StoreSettings) -> None:
+    def need(name: str, value: str, because: str, others: str) -> None:
+        if not value:
+            raise SettingError(f"PERUSE_{name} is missing: {because} ({others} would do as well)")
+
+    secret = settings.s3_secret_access_key.get_secret_value()
+    need("S3_BUCKET", settings.s3_bucket, "PERUSE_OBJECTS=s3 needs a bucket", "R2_BUCKET_NAME or AWS_S3_BUCKET")
+    if settings.s3_access_key_id or secret:
+        because = "an access key needs both its id and its secret"
+        need("S3_ACCESS_KEY_ID", settings.s3_access_key_id, because, "R2_ACCESS_KEY_ID or AWS_ACCESS_KEY_ID")
+        need("S3_SECRET_ACCESS_KEY", secret, because, "R2_SECRET_ACCESS_KEY or AWS_SECRET_ACCESS_KEY")
+    if settings.s3_endpoint_url:
+        because = "PERUSE_S3_ENDPOINT_URL needs an access key"
+        need("S3_ACCESS_KEY_ID", settings.s3_access_key_id, because, "R2_ACCESS_KEY_ID or AWS_ACCESS_KEY_ID")
+    else:
+        because = "a bucket at AWS has a region, and no endpoint is set"
+        need("S3_REGION", settings.s3_region, because, "AWS_REGION, or PERUSE_S3_ENDPOINT_URL or R2_ACCOUNT_ID")
+    signing = {
+        "CLOUDFRONT_DOMAIN": settings.cloudfront_domain,
+        "CLOUDFRONT_KEY_PAIR_ID": settings.cloudfront_key_pair_id,
+        "CLOUDFRONT_PRIVATE_KEY": settings.cloudfront_private_key.get_secret_value(),
+    }
+    if settings.cloudfront_key_pair_id or signing["CLOUDFRONT_PRIVATE_KEY"]:
+        for name, value in signing.items():
+            need(name, value, "signed URLs of CloudFront need domain, key pair id and private key", f"AWS_{name}")
 
 
 def read_saved(data: Path) -> dict[str, Any]:

@@ -15,9 +15,16 @@ StoreError
 │   ├── BrokenPicture       truncated, corrupt, animated or unreadable
 │   └── PictureTooLarge     more bytes or pixels than the limit
 ├── PicturesBusy            as many pictures wait to be looked at as may
-└── ObjectError             an object in the store
-    ├── ObjectMissing       no object has this key
-    └── ObjectExists        an object already has this key
+├── ObjectError             an object in the store
+│   ├── ObjectMissing       no object has this key
+│   ├── ObjectExists        an object already has this key
+│   ├── RangeOutside        a range begins behind the object's end
+│   ├── ObjectsRefused      the object store refuses us: keys, permissions, bucket, clock
+│   └── ObjectsUnavailable  the object store is away, too slow, or sends broken bytes; later may be better
+└── FetchError              a URL that we do not fetch, or could not
+    ├── FetchRefused        the URL, its host or its address is not allowed
+    ├── FetchTooLarge       more bytes than the limit
+    └── FetchFailed         no good answer in time
 """
 
 from __future__ import annotations
@@ -25,6 +32,10 @@ from __future__ import annotations
 __all__ = [
     "BrokenPicture",
     "EmbeddedPostgresError",
+    "FetchError",
+    "FetchFailed",
+    "FetchRefused",
+    "FetchTooLarge",
     "FolderInUse",
     "FolderUnusable",
     "InvalidQuery",
@@ -33,10 +44,13 @@ __all__ = [
     "ObjectError",
     "ObjectExists",
     "ObjectMissing",
+    "ObjectsRefused",
+    "ObjectsUnavailable",
     "PictureError",
     "PictureTooLarge",
     "PicturesBusy",
     "PrimaryUnavailable",
+    "RangeOutside",
     "SettingError",
     "StoreError",
     "UnsupportedPicture",
@@ -125,3 +139,31 @@ class ObjectMissing(ObjectError):
 
 class ObjectExists(ObjectError):
     """Raised when an object already has this key: objects are written once."""
+
+
+class RangeOutside(ObjectError):
+    """Raised when a range begins at or behind the object's end."""
+
+
+class ObjectsRefused(ObjectError):
+    """Raised when the object store refuses the request itself; somebody must act, and the message says where."""
+
+
+class ObjectsUnavailable(ObjectError):
+    """Raised when the object store did not do it in time, after retries; trying again later may help."""
+
+
+class FetchError(StoreError):
+    """Base of what can go wrong with fetching a URL; messages name its host and never its path or query."""
+
+
+class FetchRefused(FetchError):
+    """Raised when the URL must not be fetched: scheme, port, host, or the address that its host stands for."""
+
+
+class FetchTooLarge(FetchError):
+    """Raised when the answer has more bytes than the limit."""
+
+
+class FetchFailed(FetchError):
+    """Raised when there was no good answer in time; trying again later may help."""

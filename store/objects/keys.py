@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from store.errors import InvalidValue
 
-__all__ = ["EXTENSIONS", "Kind", "content_type_of", "is_key", "new_key", "owner_tag", "thumb_key"]
+__all__ = ["EXTENSIONS", "Kind", "cache_control_of", "content_type_of", "is_key", "new_key", "owner_tag", "thumb_key"]
 
 Kind = Literal["generated", "reference"]
 
@@ -35,6 +35,8 @@ _TAG: Final = re.compile(r"[0-9a-f]{32}")
 _KEY: Final = re.compile(
     r"(?:generated|reference)/[0-9a-f]{32}/[0-9]{13}-[0-9a-f]{32}(?:\.thumb\.webp|\.(?:png|jpg|webp|avif))"
 )
+_PUBLIC: Final = "public, max-age=31536000, immutable"
+_PRIVATE: Final = "private, max-age=300"
 _MAX_MS: Final = 9_999_999_999_999
 
 
@@ -76,3 +78,11 @@ def content_type_of(key: str) -> str:
     if not is_key(key):
         raise InvalidValue("key", f"{key!r} is not a key")
     return _CONTENT_TYPES[key.rpartition(".")[2]]
+
+
+def cache_control_of(key: str) -> str:
+    """Returns what browsers and caches are told where no gateway of ours is asked: an object never changes, and
+    references are private."""
+    if not is_key(key):
+        raise InvalidValue("key", f"{key!r} is not a key")
+    return _PRIVATE if key.startswith("reference/") else _PUBLIC

@@ -11,28 +11,33 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
-from store.errors import ObjectError, ObjectExists, ObjectMissing
-from store.objects.keys import is_key
+from store.errors import ObjectError, ObjectExists, ObjectMissing, RangeOutside
+from store.objects.interface import ObjectInfo, OpenObject, check_range
+from store.objects.keys import cache_control_of, content_type_of, is_key
 
 __all__ = ["LocalObjects"]
 
 _TEMPORARY: Final = ".tmp"
+_CHUNK_BYTES: Final = 256 * 1024
 
 
 class LocalObjects:
     """Objects of one folder. Any number of processes may share the folder."""
 
-    def __init__(self, folder: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """Makes the folder when it is missing. `clock` is compared with the file system's times, in s."""
+    def __init__(self, folder: Path, *, files_base: str = "", clock: Callable[[], float] = time.time) -> None:
+        """Makes the folder when it is missing. `files_base` stands before /files/… in public URLs; `clock` is compared
+        with the file system's times, in s."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder: Final = folder.resolve()
         self._temporary: Final = self.folder / _TEMPORARY
         self._temporary.mkdir(mode=0o700, exist_ok=True)
+        self._files_base: Final = files_base.rstrip("/")
         self._clock: Final = clock
 
     def path(self, key: str) -> Path:
@@ -68,23 +73,64 @@ class LocalObjects:
         with _reading(key):
             return await asyncio.to_thread(path.read_bytes)
 
+    @asynccontextmanager
+    async def open(self, key: str, *, start: int = 0, end: int | None = None) -> AsyncIterator[OpenObject]:
+        """Reads an object in chunks. Raises: ObjectMissing, RangeOutside."""
+        path = self.path(key)
+        check_range(key, start, end)
+        with _reading(key):
+            file = await asyncio.to_thread(path.open, "rb")
+        try:
+            info = _info(key, os.fstat(file.fileno()))
+            if start >= info.size_bytes and (start, end) != (0, None):
+                raise RangeOutside(f"object {key} has {info.size_bytes} bytes and none at {start}")
+            end = info.size_bytes if end is None else min(end, info.size_bytes)
+            yield OpenObject(info, start, end, _chunks(key, file, start, end))
+        finally:
+            file.close()
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Returns what is known of the object. Raises: ObjectMissing."""
+        path = self.path(key)
+        with _reading(key):
+            return _info(key, await asyncio.to_thread(path.stat))
+
     async def exists(self, key: str) -> bool:
         """Tells whether an object has this key; no object has a malformed one."""
-        if not is_key(key):
-            return False
-        with _reading(key):
-            return await asyncio.to_thread(self.path(key).is_file)
-
-    async def delete(self, key: str) -> bool:
-        """Removes an object for good. Returns False when there was none."""
-        if not is_key(key):
-            return False
         try:
-            with _reading(key):
-                await asyncio.to_thread(_remove, self.path(key))
+            await self.head(key)
         except ObjectMissing:
             return False
         return True
+
+    async def delete(self, key: str) -> None:
+        """Removes an object for good; it is no error when there is none."""
+        with suppress(ObjectMissing), _reading(key):
+            await asyncio.to_thread(_remove, self.path(key))
+
+    async def scan(self, prefix: str = "", *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Every object whose key begins with `prefix` and sorts behind `after`, ascending by key."""
+        for kind in await asyncio.to_thread(self._names):
+            for tag in await asyncio.to_thread(self._names, kind):
+                folder = f"{kind}/{tag}/"
+                # All keys of a folder have its name as prefix, so one look tells whether any of them can match.
+                if not (folder.startswith(prefix) or prefix.startswith(folder)) or after > f"{folder}\x7f":
+                    continue
+                for info in await asyncio.to_thread(self._infos, folder):
+                    if info.key.startswith(prefix) and info.key > after:
+                        yield info
+
+    def public_url(self, key: str) -> str | None:
+        """The gateway's own URL of the object, which lets the image's state decide."""
+        return f"{self._files_base}/files/{key}"
+
+    async def check(self) -> None:
+        """Raises: ObjectError when the folder is gone or closed to us."""
+        if not await asyncio.to_thread(os.access, self._temporary, os.W_OK | os.X_OK):
+            raise ObjectError(f"the folder {self.folder} of the objects cannot be written to")
+
+    async def close(self) -> None:
+        """Nothing is held between calls."""
 
     async def sweep_temporary(self, older_than_s: float) -> int:
         """Removes what killed writers left and returns how many files that were.
@@ -92,6 +138,21 @@ class LocalObjects:
         A writer holds its file for as long as a write and a sync take: an hour is a safe age.
         """
         return await asyncio.to_thread(self._sweep, self._clock() - older_than_s)
+
+    def _names(self, folder: str = "") -> list[str]:
+        """What is in a folder, sorted; nothing when it is gone or a file."""
+        with _reading(folder), suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(name for name in os.listdir(self.folder / folder) if name != _TEMPORARY)
+        return []
+
+    def _infos(self, folder: str) -> list[ObjectInfo]:
+        found = []
+        for key in (folder + name for name in self._names(folder)):
+            # What is no object is not ours to list; what was deleted meanwhile is gone.
+            if is_key(key):
+                with suppress(FileNotFoundError):
+                    found.append(_info(key, os.stat(self.folder / key)))
+        return found
 
     def _put(self, items: Sequence[tuple[str, bytes]], paths: Sequence[Path]) -> None:
         """Syncs every content before the first name appears, and the names before it returns."""
@@ -139,6 +200,28 @@ class LocalObjects:
                         os.unlink(entry.path)
                         removed += 1
         return removed
+
+
+def _info(key: str, stat: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(
+        key,
+        stat.st_size,
+        f"{stat.st_mtime_ns:x}-{stat.st_size:x}",
+        datetime.fromtimestamp(stat.st_mtime, UTC),
+        content_type_of(key),
+        cache_control_of(key),
+    )
+
+
+async def _chunks(key: str, file: BinaryIO, start: int, end: int) -> AsyncIterator[bytes]:
+    with _reading(key):
+        file.seek(start)
+        while start < end:
+            chunk = await asyncio.to_thread(file.read, min(_CHUNK_BYTES, end - start))
+            if not chunk:
+                raise ObjectError(f"object {key} ended at {start} bytes, expected {end}")
+            start += len(chunk)
+            yield chunk
 
 
 @contextmanager

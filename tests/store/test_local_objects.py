@@ -34,21 +34,34 @@ def files_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-async def test_object_is_there_after_put_and_gone_after_delete(objects: LocalObjects) -> None:
-    """mission: 161, 163, 164, 222"""
+async def test_object_is_one_file_until_it_is_deleted(objects: LocalObjects) -> None:
     key = a_key()
-    assert not await objects.exists(key)
 
     await objects.put(key, b"bytes")
 
-    assert await objects.exists(key)
-    assert await objects.get(key) == b"bytes"
+    assert files_below(objects.folder) == [objects.path(key)]
     assert objects.path(key).read_bytes() == b"bytes"
-    assert await objects.delete(key)
-    assert not await objects.exists(key)
-    assert not await objects.delete(key)
-    with pytest.raises(ObjectMissing, match=f"object {key} does not exist"):
-        await objects.get(key)
+    await objects.delete(key)
+    assert files_below(objects.folder) == []
+
+
+async def test_what_is_no_object_is_not_listed(objects: LocalObjects) -> None:
+    key = a_key()
+    await objects.put(key, b"bytes")
+    (objects.folder / "generated" / "note.txt").write_bytes(b"")
+    (objects.path(key).parent / "lost+found").mkdir()
+    (objects.folder / ".tmp" / "1-a").write_bytes(b"")
+
+    assert [info.key async for info in objects.scan()] == [key]
+
+
+def test_public_url_is_the_gateways(objects: LocalObjects, tmp_path: Path) -> None:
+    """mission: 167"""
+    key = a_key()
+
+    assert objects.public_url(key) == f"/files/{key}"
+    elsewhere = LocalObjects(tmp_path, files_base="https://img.example.org/")
+    assert elsewhere.public_url(key) == f"https://img.example.org/files/{key}"
 
 
 async def test_key_never_changes_its_bytes(objects: LocalObjects) -> None:
@@ -92,21 +105,6 @@ async def test_put_many_writes_all_or_none(objects: LocalObjects) -> None:
     assert len(files_below(objects.folder)) == 3
 
 
-async def test_put_many_of_nothing_writes_nothing(objects: LocalObjects) -> None:
-    await objects.put_many([])
-
-    assert files_below(objects.folder) == []
-
-
-async def test_empty_object_is_an_object(objects: LocalObjects) -> None:
-    key = a_key()
-
-    await objects.put(key, b"")
-
-    assert await objects.exists(key)
-    assert await objects.get(key) == b""
-
-
 async def test_only_the_owner_can_read(objects: LocalObjects) -> None:
     key = a_key()
 
@@ -142,7 +140,7 @@ async def test_malformed_key_reaches_no_file(objects: LocalObjects, key: str) ->
     with pytest.raises(ObjectMissing, match="is not a key"):
         await objects.get(key)
     assert not await objects.exists(key)
-    assert not await objects.delete(key)
+    await objects.delete(key)
     assert files_below(objects.folder) == []
 
 
