@@ -62,7 +62,7 @@ def open_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(
         follow_redirects=False,
         trust_env=False,
-        limits=httpx.Limits(max_connections=256, max_keepalive_connections=16, keepalive_expiry=30.0),
+        limits=httpx.Limits(max_connections=256, max_keepalive_connections=16, keepalive_expiry=15.0),
         headers={"Accept-Encoding": "identity", "User-Agent": "peruse"},
     )
 

@@ -75,8 +75,8 @@ class _Image(msgspec.Struct):
 
 
 class _Result(msgspec.Struct):
-    images: list[_Image] = []
-    has_nsfw_concepts: list[bool] = []
+    images: list[_Image] | None = None
+    has_nsfw_concepts: list[bool] | None = None
     seed: int | None = None
 
 
@@ -194,13 +194,14 @@ def _input(request: Request) -> dict[str, Any]:
 
 def _done(call: Call, found: _Result) -> Done:
     """A picture that its checker objects to comes as a black one."""
-    flags = [*found.has_nsfw_concepts, *([False] * len(found.images))]
+    images, flags = found.images or [], found.has_nsfw_concepts or []
+    black = {index for index, is_black in enumerate(flags) if is_black}
     outputs: list[Output] = [
         from_url(call, image.url, seed=found.seed)
-        for image, is_black in zip(found.images, flags, strict=False)
-        if image.url and not is_black
+        for index, image in enumerate(images)
+        if image.url and index not in black
     ]
-    if not outputs and any(found.has_nsfw_concepts):
+    if not outputs and any(flags):
         raise call.error(ContentPolicy, "blackened the picture")
     if not outputs:
         raise call.error(NoImage, "completed without a picture")

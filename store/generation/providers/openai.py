@@ -47,7 +47,7 @@ class _Image(msgspec.Struct):
 
 
 class _Images(msgspec.Struct):
-    data: list[_Image] = []
+    data: list[_Image] | None = None
 
 
 class OpenAI(AnswersAtOnce):
@@ -87,7 +87,7 @@ class OpenAI(AnswersAtOnce):
             else:
                 answer = await call.send("POST", "/images/generations", json=asked, deadline_s=pace.deadline_s)
             found = call.read(answer, _Images)
-            outputs = [_output(call, image) for image in found.data if image.b64_json or image.url]
+            outputs = [_output(call, image) for image in found.data or () if image.b64_json or image.url]
             if not outputs:
                 raise call.error(NoImage, "answered without a picture")
             return Done(tuple(outputs[: request.n]))

@@ -60,7 +60,7 @@ class _Image(msgspec.Struct):
 
 
 class _Images(msgspec.Struct):
-    data: list[_Image] = []
+    data: list[_Image] | None = None
     usage: _Usage | None = None
     error: _Problem | None = None
 
@@ -86,7 +86,7 @@ class _Choice(msgspec.Struct):
 
 
 class _Chat(msgspec.Struct):
-    choices: list[_Choice] = []
+    choices: list[_Choice] | None = None
     usage: _Usage | None = None
     error: _Problem | None = None
 
@@ -132,7 +132,9 @@ class OpenRouter(AnswersAtOnce):
             _note_cost(call, found.usage)
             if found.error:
                 raise _told(call, found.error)
-            outputs = [from_base64(call, image.b64_json, seed=request.seed) for image in found.data if image.b64_json]
+            outputs = [
+                from_base64(call, image.b64_json, seed=request.seed) for image in found.data or () if image.b64_json
+            ]
             return _done(call, outputs[: request.n])
 
     async def _chat(self, request: Request, model: Model, key: SecretStr | None) -> Done:

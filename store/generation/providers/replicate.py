@@ -40,6 +40,7 @@ class _Prediction(msgspec.Struct):
     status: str = ""
     output: str | list[str] | None = None
     error: str | None = None
+    input: dict[str, Any] | None = None
 
 
 class _Refusal(msgspec.Struct):
@@ -91,7 +92,8 @@ class Replicate:
                     urls = [found.output] if isinstance(found.output, str) else found.output or []
                     if not urls:
                         raise call.error(NoImage, "the prediction succeeded without a picture")
-                    return Done(tuple(from_url(call, url) for url in urls))
+                    seed = (found.input or {}).get("seed")
+                    return Done(tuple(from_url(call, url, seed=seed) for url in urls))
                 case "canceled" | "aborted":
                     raise call.error(Canceled, f"the prediction was {found.status}")
                 case _:

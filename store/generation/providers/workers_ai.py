@@ -69,7 +69,7 @@ class _Result(msgspec.Struct):
 class _Envelope(msgspec.Struct):
     success: bool = True
     result: _Result | None = None
-    errors: list[_Problem] = []
+    errors: list[_Problem] | None = None
 
 
 class WorkersAI(AnswersAtOnce):
