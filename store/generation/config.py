@@ -57,6 +57,10 @@ class ProviderSettings(Settings):
         64 * 2**20, ge=2**16, le=2**30, description="most bytes of one answer: ten pictures as base64 are some 30 MB"
     )
 
+    provider_look_s: float = Field(
+        30.0, gt=0, le=600, description="deadline of calls that do not wait for a picture, in seconds"
+    )
+
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], *args: Any, **kwargs: Any

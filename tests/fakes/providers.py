@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from tests.fakes.providers_scripts import Scripts, Step, misbehave
+from tests.fakes.providers_scripts import FIELDS, PROMPT, STEP, Scripts, Step, misbehave
 
 __all__ = ["FakeProviders", "Recorded"]
 
@@ -59,6 +59,7 @@ class FakeProviders:
         self.drawn: list[str] = []
         self.results: dict[str, bytes] = {}
         self.scripts = Scripts()
+        self.keys_asked = 0
         self.url = ""
         self._runner: web.AppRunner | None = None
         self.app = web.Application(client_max_size=64 * 2**20)
@@ -68,7 +69,7 @@ class FakeProviders:
         self.tasks = Tasks(self)
 
     async def start(self, port: int = 0) -> None:
-        self._runner = web.AppRunner(self.app, shutdown_timeout=0.1, handler_cancellation=True)
+        self._runner = web.AppRunner(self.app, shutdown_timeout=0.1, handler_cancellation=True, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port)
         await site.start()
@@ -133,7 +134,7 @@ class FakeProviders:
             step = Step("ok")
             if what == "submit":
                 step = self.scripts.step(provider, prompt, request.headers.get("X-Fake-Script", ""))
-            request["fields"], request["prompt"], request["step"] = fields, prompt, step
+            request[FIELDS], request[PROMPT], request[STEP] = fields, prompt, step
             match step.name:
                 case "status":
                     response = refuse(int(step.args[0]), "")
@@ -146,8 +147,8 @@ class FakeProviders:
             does_first = step.name.startswith("accepted") or step.name == "reset_mid"
             answer = await handler(request) if does_first else None
             assert answer is None or isinstance(answer, web.Response)
-            if (response := await misbehave(request, step, answer)) is not None:
-                return response
+            if (unlike := await misbehave(request, step, answer)) is not None:
+                return unlike
             return answer or await handler(request)
 
         self.app.router.add_route(method, _PREFIXES[provider] + path, handle)
@@ -173,7 +174,7 @@ async def _fields(request: web.Request) -> dict[str, Any]:
     if request.content_type == "multipart/form-data":
         form: dict[str, Any] = {}
         for name, value in (await request.post()).items():
-            form[name] = value if isinstance(value, str) else {"bytes": len(value.file.read())}
+            form[name] = {"bytes": len(value.file.read())} if isinstance(value, web.FileField) else value
         return form
     try:
         found = await request.json()

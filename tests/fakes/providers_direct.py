@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from tests.fakes.providers_pictures import picture
-from tests.fakes.providers_scripts import Step
+from tests.fakes.providers_scripts import FIELDS, PROMPT, STEP, Step
 
 if TYPE_CHECKING:
     from tests.fakes.providers import FakeProviders
@@ -31,12 +31,12 @@ class Direct:
 
     def draw(self, request: web.Request, width: int, height: int, kind: str = "PNG") -> bytes:
         """A picture, counted as drawn and charged."""
-        fields = request["fields"]
-        self.fake.drawn.append(request["prompt"])
-        return picture(request["prompt"], fields.get("seed"), width, height, kind)
+        fields = request[FIELDS]
+        self.fake.drawn.append(request[PROMPT])
+        return picture(request[PROMPT], fields.get("seed"), width, height, kind)
 
     async def images(self, request: web.Request) -> web.Response:
-        fields, step = request["fields"], request["step"]
+        fields, step = request[FIELDS], request[STEP]
         if "chat-only" in fields["model"]:
             return _openrouter_refuses(404, "")
         if fields.get("n", 1) != 1:
@@ -54,7 +54,7 @@ class Direct:
         return web.json_response({"created": 1, "data": data, "usage": {"total_tokens": 4175, "cost": 0.04}})
 
     async def chat(self, request: web.Request) -> web.Response:
-        step = request["step"]
+        step = request[STEP]
         message: dict[str, Any] = {"role": "assistant", "content": "Here is …", "refusal": None}
         finish = "stop"
         if step.name == "empty":
@@ -73,7 +73,7 @@ class Direct:
         )
 
     async def run(self, request: web.Request) -> web.Response:
-        fields, step, model = request["fields"], request["step"], request.match_info["model"]
+        fields, step, model = request[FIELDS], request[STEP], request.match_info["model"]
         is_form = request.content_type == "multipart/form-data"
         if "flux-2" in model and not is_form:
             return _workers_ai_refuses(400, "form")
@@ -100,20 +100,20 @@ class Direct:
         return web.Response(body=body, content_type="image/jpeg" if kind == "JPEG" else "image/png")
 
     async def generations(self, request: web.Request) -> web.Response:
-        fields, step = request["fields"], request["step"]
+        fields, step = request[FIELDS], request[STEP]
         is_dalle = fields["model"].startswith("dall-e")
         if (fields["model"] == "dall-e-3" and fields.get("n", 1) > 1) or ("response_format" in fields and not is_dalle):
             return _openai_refuses(400, "")
         return self._openai(request, step, as_url=is_dalle and fields.get("response_format") != "b64_json")
 
     async def edits(self, request: web.Request) -> web.Response:
-        fields = request["fields"]
+        fields = request[FIELDS]
         if not any(name in ("image", "image[]") for name in fields):
             return _openai_refuses(400, "")
-        return self._openai(request, request["step"], as_url=False)
+        return self._openai(request, request[STEP], as_url=False)
 
     def _openai(self, request: web.Request, step: Step, *, as_url: bool) -> web.Response:
-        fields = request["fields"]
+        fields = request[FIELDS]
         if step.name == "error_200":
             return web.json_response({"error": {"code": None, "message": "x", "param": None, "type": "server_error"}})
         width, height = map(int, fields.get("size", "1024x1024").split("x"))

@@ -18,11 +18,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter, deque
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
-__all__ = ["Scripts", "Step", "misbehave"]
+__all__ = ["FIELDS", "PROMPT", "STEP", "Scripts", "Step", "misbehave"]
 
 _IN_PROMPT: Final = re.compile(r"\[\[(.+?)\]\]")
 
@@ -38,6 +38,11 @@ class Step(NamedTuple):
     def parse(cls, text: str) -> Step:
         name, *args = text.split()
         return cls(name, tuple(args))
+
+
+FIELDS = web.RequestKey("fields", dict[str, Any])
+PROMPT = web.RequestKey("prompt", str)
+STEP = web.RequestKey("step", Step)
 
 
 class Scripts:

@@ -26,7 +26,7 @@ from tests.fakes.providers_bodies import (
     replicate_refuses,
 )
 from tests.fakes.providers_pictures import picture
-from tests.fakes.providers_scripts import Step
+from tests.fakes.providers_scripts import FIELDS, PROMPT, STEP, Step
 
 if TYPE_CHECKING:
     from tests.fakes.providers import FakeProviders
@@ -40,8 +40,7 @@ class Tasks:
     def __init__(self, fake: FakeProviders) -> None:
         self.fake = fake
         self.all: dict[str, FakeTask] = {}
-        self.secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
-        self.signing_key = Ed25519PrivateKey.generate()
+        self.change_keys()
         self._sending: set[asyncio.Task[None]] = set()
         route = fake.route
         for path in ("/generate", "/generate-2"):
@@ -58,18 +57,23 @@ class Tasks:
         route("PUT", "fal", _FAL + "/cancel", self.fal_cancel, fal_refuses, what="cancel", scheme="Key")
         fake.app.router.add_get("/fal/.well-known/jwks.json", self.fal_keys)
 
+    def change_keys(self) -> None:
+        """What callbacks are signed with from now on."""
+        self.secret = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+        self.signing_key = Ed25519PrivateKey.generate()
+
     async def close(self) -> None:
         for sending in self._sending:
             sending.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
 
     def make(self, provider: str, request: web.Request, callback: str) -> FakeTask:
-        step: Step = request["step"]
+        step: Step = request[STEP]
         id = secrets.token_hex(8)
         if step.name == "duplicate_id" and self.all:
             id = list(self.all)[-1]
-        fields = request["fields"].get("input", request["fields"])
-        task = FakeTask(id, provider, request["prompt"], fields, step, callback)
+        fields = request[FIELDS].get("input", request[FIELDS])
+        task = FakeTask(id, provider, request[PROMPT], fields, step, callback)
         self.all[id] = task
         if callback and step.name not in ("callback_never", "task_never"):
             sending = asyncio.create_task(self._call_back(task))
@@ -145,7 +149,7 @@ class Tasks:
     # Nanobanana
 
     async def nb_submit(self, request: web.Request) -> web.Response:
-        fields, step = request["fields"], request["step"]
+        fields, step = request[FIELDS], request[STEP]
         if request.path.endswith("/generate") and fields.get("type") not in ("TEXTTOIAMGE", "IMAGETOIAMGE"):
             return web.json_response({"code": 400, "msg": "type must be TEXTTOIAMGE or IMAGETOIAMGE", "data": None})
         if step.name == "error_200":
@@ -165,7 +169,7 @@ class Tasks:
     # Replicate
 
     async def replicate_submit(self, request: web.Request) -> web.Response:
-        fields, step = request["fields"], request["step"]
+        fields, step = request[FIELDS], request[STEP]
         task = self.make("replicate", request, fields.get("webhook", ""))
         return web.json_response({} if step.name in ("no_id", "error_200") else prediction(task), status=201)
 
@@ -184,12 +188,13 @@ class Tasks:
         return web.json_response(prediction(task))
 
     async def replicate_secret(self, request: web.Request) -> web.Response:
+        self.fake.keys_asked += 1
         return web.json_response({"key": self.secret})
 
     # fal
 
     async def fal_submit(self, request: web.Request) -> web.Response:
-        step = request["step"]
+        step = request[STEP]
         task = self.make("fal", request, request.query.get("fal_webhook", ""))
         base = f"{self.fake.url}/fal/{request.match_info['owner']}/{request.match_info['app']}/requests/{task.id}"
         urls = {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
@@ -225,6 +230,7 @@ class Tasks:
         return web.json_response({"status": "CANCELLATION_REQUESTED"}, status=202)
 
     async def fal_keys(self, request: web.Request) -> web.Response:
+        self.fake.keys_asked += 1
         raw = self.signing_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         x = base64.urlsafe_b64encode(raw).decode().rstrip("=")
         return web.json_response({"keys": [{"kty": "OKP", "crv": "Ed25519", "x": x}]})

@@ -28,7 +28,7 @@ from store.generation.providers import Capabilities, Done, Output, Progress, Req
 from store.generation.providers.answers import Answer, Fault
 from store.generation.providers.calls import Call, Endpoint, Http
 from store.generation.providers.outputs import data_url, from_url
-from store.generation.providers.signatures import is_signed_by_fal
+from store.generation.providers.signatures import Kept, is_signed_by_fal
 from store.generation.providers.task_ids import called_about, named
 
 __all__ = ["Fal"]
@@ -56,9 +56,6 @@ _TYPES: Final[dict[str, type[GenerationError]]] = {
 }
 """How a task ended. A failure of the machines was tried again in the queue already, and is not billed."""
 _SPACES: Final = ("workflows", "comfy")
-_KEYS_S: Final = 24 * 3600.0
-_FRESH_KEYS_S: Final = 60.0
-"""Seconds between two looks at the keys that a callback with an unknown signature causes."""
 
 
 class _Queued(msgspec.Struct):
@@ -108,8 +105,7 @@ class Fal:
     def __init__(self, at: Endpoint, models: Models, *, keys_url: str, clock: Clock | None = None) -> None:
         self._http = Http(self.name, at, explain=_explain, scheme="Key")
         self._models, self._keys_url, self._clock = models, keys_url, clock or SystemClock()
-        self._keys: list[bytes] = []
-        self._keys_at = float("-inf")
+        self._keys = Kept(self._fetch_keys, self._clock)
 
     @property
     def has_key(self) -> bool:
@@ -152,21 +148,15 @@ class Fal:
 
     async def called_back(self, headers: Mapping[str, str], body: bytes) -> str:
         headers = {name.lower(): value for name, value in headers.items()}
-        if not await self._is_signed(headers, body):
+        now_s = self._clock.wall()
+        if not await self._keys.accepts(lambda keys: is_signed_by_fal(headers, body, keys, now_s=now_s)):
             raise BadCallback(f"{self.name}: the callback is not signed by it", provider=self.name)
         return called_about(self.name, body, lambda data: msgspec.json.decode(data, type=_Queued).request_id)
 
-    async def _is_signed(self, headers: Mapping[str, str], body: bytes) -> bool:
-        now_s, age_s = self._clock.wall(), self._clock.monotonic() - self._keys_at
-        if age_s < _KEYS_S and is_signed_by_fal(headers, body, self._keys, now_s=now_s):
-            return True
-        if age_s < _FRESH_KEYS_S:
-            return False
-        self._keys_at = self._clock.monotonic()
+    async def _fetch_keys(self) -> list[bytes]:
         async with self._http.call("keys", "") as call:
             found = call.read(await call.send("GET", self._keys_url, key=""), _Jwks)
-            self._keys = [_raw(key.x) for key in found.keys if key.crv == "Ed25519"]
-        return is_signed_by_fal(headers, body, self._keys, now_s=now_s)
+            return [_raw(key.x) for key in found.keys if key.crv == "Ed25519"]
 
     def _path(self, task: Task) -> str:
         parts = self._models.of(task.model).remote.split("/")

@@ -32,7 +32,7 @@ async def open_providers(
 
         async def at(url: str, key: SecretStr) -> Endpoint:
             client = await stack.enter_async_context(open_client())
-            return Endpoint(client, url, key, settings.provider_max_bytes)
+            return Endpoint(client, url, key, settings.provider_max_bytes, settings.provider_look_s)
 
         workers_ai = await at(settings.workers_ai_url, settings.workers_ai_key)
         fal = await at(settings.fal_url, settings.fal_key)

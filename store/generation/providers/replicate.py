@@ -26,7 +26,7 @@ from store.generation.providers import Capabilities, Done, Progress, Request, Ta
 from store.generation.providers.answers import Answer, Fault
 from store.generation.providers.calls import Call, Endpoint, Http
 from store.generation.providers.outputs import data_url, from_url
-from store.generation.providers.signatures import is_standard_webhook
+from store.generation.providers.signatures import Kept, is_standard_webhook
 from store.generation.providers.task_ids import called_about, named
 
 __all__ = ["Replicate"]
@@ -61,7 +61,7 @@ class Replicate:
     def __init__(self, at: Endpoint, models: Models, *, clock: Clock | None = None) -> None:
         self._http = Http(self.name, at, explain=_explain)
         self._models, self._clock = models, clock or SystemClock()
-        self._secret = ""
+        self._secret = Kept(self._fetch_secret, self._clock)
 
     @property
     def has_key(self) -> bool:
@@ -71,7 +71,8 @@ class Replicate:
         model = self._models.of(request.model)
         model.limits.check(request)
         asked: dict[str, Any] = {"input": _input(request, model)}
-        if request.callback_url:
+        # Under a user's own key it would be signed with that account's secret, which we do not have.
+        if request.callback_url and key is None:
             asked |= {"webhook": request.callback_url, "webhook_events_filter": ["completed"]}
         # A prediction that waits longer than we would is ended there before it starts, unbilled.
         deadline_s = round(model.pace_of(request.width, request.height).deadline_s)
@@ -112,14 +113,14 @@ class Replicate:
 
     async def called_back(self, headers: Mapping[str, str], body: bytes) -> str:
         headers = {name.lower(): value for name, value in headers.items()}
-        if not self._secret:
-            async with self._http.call("keys", "") as call:
-                self._secret = call.read(await call.send("GET", "/webhooks/default/secret"), _Secret).key
-        if not is_standard_webhook(headers, body, self._secret, now_s=self._clock.wall()):
-            # It may have been changed since: asked again for the next one.
-            self._secret = ""
+        now_s = self._clock.wall()
+        if not await self._secret.accepts(lambda secret: is_standard_webhook(headers, body, secret, now_s=now_s)):
             raise BadCallback(f"{self.name}: the callback is not signed by it", provider=self.name)
         return called_about(self.name, body, lambda data: msgspec.json.decode(data, type=_Prediction).id)
+
+    async def _fetch_secret(self) -> str:
+        async with self._http.call("keys", "") as call:
+            return call.read(await call.send("GET", "/webhooks/default/secret"), _Secret).key
 
 
 def _input(request: Request, model: Model) -> dict[str, Any]:

@@ -9,16 +9,44 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Final, Generic, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-__all__ = ["SKEW_S", "is_signed_by_fal", "is_standard_webhook"]
+from store.clock import Clock
+
+__all__ = ["SKEW_S", "Kept", "is_signed_by_fal", "is_standard_webhook"]
+
+T = TypeVar("T")
 
 SKEW_S: Final = 300.0
 """How far the sender's clock may be away, and how long a recorded callback can be sent again."""
+_KEPT_S: Final = 24 * 3600.0
+_FRESH_S: Final = 60.0
+
+
+class Kept(Generic[T]):
+    """What signatures are checked with: fetched once a day, and when one does not fit, for it may have been changed;
+    but at most once a minute, for a forged one never fits."""
+
+    def __init__(self, fetch: Callable[[], Awaitable[T]], clock: Clock) -> None:
+        self._fetch, self._clock = fetch, clock
+        self._found: T | None = None
+        self._at_s = 0.0
+
+    async def accepts(self, is_signed: Callable[[T], bool]) -> bool:
+        """Raises: what `fetch` raises: then nobody knows."""
+        age_s = self._clock.monotonic() - self._at_s
+        if self._found is not None and age_s < _KEPT_S:
+            if is_signed(self._found):
+                return True
+            if age_s < _FRESH_S:
+                return False
+        self._found = await self._fetch()
+        self._at_s = self._clock.monotonic()
+        return is_signed(self._found)
 
 
 def is_standard_webhook(headers: Mapping[str, str], body: bytes, secret: str, *, now_s: float) -> bool:

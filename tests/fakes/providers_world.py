@@ -1,0 +1,96 @@
+"""Real adapters that talk to the fakes: what every test of a provider stands on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import msgspec
+
+from store.clock import Clock
+from store.generation.config import ProviderSettings
+from store.generation.limits import Model, Pace
+from store.generation.models import Models
+from store.generation.providers import Done, Output, Provider, Request, Task
+from store.generation.providers.opening import open_providers
+from store.generation.providers.outputs import bytes_of
+from store.generation.providers.polling import finish
+from tests.fakes.providers import FakeProviders
+
+__all__ = ["CANARY", "MODEL_OF", "ProvidersWorld", "opened"]
+
+CANARY = "canary-prompt-0f3a"
+MODEL_OF = {
+    "builtin": "builtin",
+    "workers_ai": "@cf/stabilityai/stable-diffusion-xl-base-1.0",
+    "openai": "openai/dall-e-2",
+    "openrouter": "bytedance-seed/seedream-4.5",
+    "nanobanana": "nanobanana",
+    "replicate": "replicate/black-forest-labs/flux-schnell",
+    "fal": "fal-ai/flux/schnell",
+}
+
+
+class HastyModels(Models):
+    """The models, given up after `deadline_s`."""
+
+    deadline_s = 30.0
+
+    def of(self, id: str) -> Model:
+        return msgspec.structs.replace(super().of(id), pace=(Pace(2**40, 0, 0, self.deadline_s),))
+
+
+@dataclass
+class ProvidersWorld:
+    fake: FakeProviders
+    models: HastyModels
+    providers: Mapping[str, Provider]
+    settings: ProviderSettings
+
+    def request(self, model: str, prompt: str = f"a red panda {CANARY}", **fields: Any) -> Request:
+        """A request that the model accepts, with a seed where it takes one."""
+        limits = self.models.of(MODEL_OF.get(model, model)).limits
+        asked: dict[str, Any] = {"width": 512, "height": 512, **fields}
+        if limits.has_seed:
+            asked.setdefault("seed", 7)
+        return Request(model=MODEL_OF.get(model, model), prompt=prompt, **asked)
+
+    async def submit(self, request: Request) -> Done | Task:
+        return await self.providers[self.models.of(request.model).provider].submit(request)
+
+    async def draw(self, request: Request) -> Done:
+        """Submits, and polls quickly where there is a task."""
+        found = await self.submit(request)
+        return found if isinstance(found, Done) else await self.finish(found)
+
+    async def finish(self, task: Task, *, deadline_s: float = 20.0) -> Done:
+        return await finish(self.providers[task.provider], task, deadline_s=deadline_s, every_s=0.01)
+
+    async def bytes_of(self, output: Output) -> bytes:
+        return await bytes_of(output, fetch)
+
+
+async def fetch(url: str) -> bytes:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return (await client.get(url)).raise_for_status().content
+
+
+@asynccontextmanager
+async def opened(
+    *, deadline_s: float = 30.0, more: Mapping[str, str] | None = None, clock: Clock | None = None, **settings: Any
+) -> AsyncIterator[ProvidersWorld]:
+    """The fakes and the adapters that know them. `settings` replace those that the fakes print."""
+    fake = FakeProviders()
+    await fake.start()
+    try:
+        printed = {name.removeprefix("PERUSE_").lower(): value for name, value in fake.settings().items()}
+        made = ProviderSettings(**{**printed, **settings})
+        models = HastyModels(more)
+        models.deadline_s = deadline_s
+        async with open_providers(made, models, clock=clock) as providers:
+            yield ProvidersWorld(fake, models, providers, made)
+    finally:
+        await fake.stop()
