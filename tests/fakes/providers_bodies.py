@@ -72,7 +72,12 @@ def fal_answer(task: FakeTask) -> tuple[dict[str, Any], int]:
         return {"images": [], "seed": 1}, 200
     image = {"url": task.url, "content_type": "image/png", "width": 1024, "height": 1024}
     seed = task.fields.get("seed", 196619188014358660)
-    return {"images": [image], "seed": seed, "has_nsfw_concepts": [False], "prompt": task.prompt}, 200
+    return {
+        "images": [image],
+        "seed": seed,
+        "has_nsfw_concepts": [task.step.name == "task_black"],
+        "prompt": task.prompt,
+    }, 200
 
 
 def fal_refuses(status: int, why: str) -> web.Response:

@@ -124,7 +124,7 @@ class Direct:
                 url = self.fake.keep(body)
                 if step.name == "dead_url":
                     self.fake.results.clear()
-                data.append({"url": url, "revised_prompt": f"revised {request['prompt']}"})
+                data.append({"url": url, "revised_prompt": f"revised {request[PROMPT]}"})
             else:
                 data.append({"b64_json": _encoded(step, body)})
         return web.json_response({"created": 1, "data": data, "usage": {"total_tokens": 100}})

@@ -9,7 +9,7 @@ everywhere     ok · slow SECONDS · hang · status CODE [RETRY_AFTER] · html_5
                bad_key · no_funds · policy
 pictures       truncated_base64 · not_an_image · empty · error_200 · as_url · dead_url
 tasks          task_polls N (that long unfinished) · task_never · task_fails · task_policy · task_empty · task_canceled
-               task_gone · poll_fails N (so many looks answer 500) · no_id · duplicate_id
+               task_gone · task_black (fal) · poll_fails N (so many looks answer 500) · no_id · duplicate_id
                callback_twice · callback_never
 """
 
