@@ -1,7 +1,8 @@
 """The models and what each can do. One table drives validation, estimates, forms and `GET /api/models`.
 
 Numbers are the providers' own documents'. Where a provider names a size by its proportions, `aspects` lists them and
-the adapter translates: the sizes here are always pixels.
+the adapter translates: the sizes here are always pixels. What would change the provider's price (a quality, four
+thousand pixels a side) is not offered: the estimate is what is paid.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _SDXL: Final = Limits(
 _FLUX_2: Final = Limits(min_px=256, max_px=1920, has_seed=True, max_references=4, options=("guidance",))
 _GPT: Final = Limits(
     sizes=((1024, 1024), (1536, 1024), (1024, 1536)), max_references=16, max_n=10, per_call=10, max_prompt=32_000,
-    options=("quality", "background", "moderation"),
+    options=("background",),
 )  # fmt: skip
 _REPLICATE_FLUX: Final = Limits(
     aspects=("1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21"), min_px=256,
@@ -93,7 +94,7 @@ TABLE: Final = (
     ),
     Model(
         id="openai/dall-e-3", provider="openai", name="DALL-E 3", pace=_SLOW,
-        limits=Limits(sizes=((1024, 1024), (1792, 1024), (1024, 1792)), options=("quality", "style")),
+        limits=Limits(sizes=((1024, 1024), (1792, 1024), (1024, 1792)), options=("style",)),
     ),
     Model(
         id="openai/dall-e-2", provider="openai", name="DALL-E 2", pace=_SLOW,
@@ -106,7 +107,7 @@ TABLE: Final = (
     ),
     Model(
         id="bytedance-seed/seedream-4.5", provider="openrouter", name="Seedream 4.5", pace=_SLOW,
-        limits=Limits(min_px=512, max_px=4096, max_pixels=4096 * 4096, has_seed=True, max_references=16),
+        limits=Limits(min_px=512, has_seed=True, max_references=16),
     ),
     # Nanobanana. It draws proportions; the four sizes are squares to it. One result per task is all it documents.
     Model(
@@ -116,8 +117,7 @@ TABLE: Final = (
     Model(
         id="nanobanana-2", provider="nanobanana", name="Nano Banana 2", pace=_SLOW,
         limits=Limits(
-            aspects=_GEMINI, min_px=512, max_px=4096, max_pixels=4096 * 4096, max_references=14,
-            references_by_url=True, max_prompt=20_000,
+            aspects=_GEMINI, min_px=512, max_references=14, references_by_url=True, max_prompt=20_000,
         ),
     ),
     # Replicate: official models only, which need no version.

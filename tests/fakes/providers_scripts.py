@@ -10,7 +10,7 @@ everywhere     ok · slow SECONDS · hang · status CODE [RETRY_AFTER] · html_5
 pictures       truncated_base64 · not_an_image · empty · error_200 · as_url · dead_url
 tasks          task_polls N (that long unfinished) · task_never · task_fails · task_policy · task_empty · task_canceled
                task_gone · task_black (fal) · poll_fails N (so many looks answer 500) · no_id · duplicate_id
-               callback_twice · callback_never
+               ends_on_cancel · callback_twice · callback_never
 """
 
 from __future__ import annotations

@@ -108,6 +108,12 @@ class Tasks:
             if task.step.name == "dead_url":
                 self.fake.results.clear()
 
+    def _cancel(self, task: FakeTask) -> None:
+        if task.step.name == "ends_on_cancel":
+            self._end(task)
+        if task.state == "running":
+            task.state = "canceled"
+
     async def _call_back(self, task: FakeTask) -> None:
         await asyncio.sleep(0.02)
         self._end(task)
@@ -183,8 +189,7 @@ class Tasks:
         task = self.all.get(request.match_info["id"])
         if task is None:
             return web.json_response({"detail": "Not found."}, status=404)
-        if task.state == "running":
-            task.state = "canceled"
+        self._cancel(task)
         return web.json_response(prediction(task))
 
     async def replicate_secret(self, request: web.Request) -> web.Response:
@@ -224,9 +229,9 @@ class Tasks:
         task = self.all.get(request.match_info["id"])
         if task is None:
             return web.json_response({"status": "NOT_FOUND"}, status=404)
-        if task.state != "running":
+        self._cancel(task)
+        if task.state != "canceled":
             return web.json_response({"status": "ALREADY_COMPLETED"}, status=400)
-        task.state = "canceled"
         return web.json_response({"status": "CANCELLATION_REQUESTED"}, status=202)
 
     async def fal_keys(self, request: web.Request) -> web.Response:

@@ -78,7 +78,7 @@ def test_the_documents_times_hold_for_each_size(px: int, low_s: float, high_s: f
 
 
 def test_a_larger_picture_has_the_last_deadline() -> None:
-    assert MODELS["nanobanana-2"].pace_of(4096, 4096).deadline_s == 360
+    assert MODELS["nanobanana-2"].pace_of(2048, 2048).deadline_s == 360
 
 
 @pytest.mark.parametrize(

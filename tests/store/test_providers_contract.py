@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator
 
 import pytest
@@ -215,6 +216,19 @@ async def test_without_a_key_the_setting_is_named(provider: str) -> None:
         with pytest.raises(errors.ProviderAccount, match=f"PERUSE_{provider.upper()}_KEY"):
             await world.submit(world.request(provider))
         assert world.fake.calls == []
+
+
+@pytest.mark.parametrize("provider", REMOTE)
+@pytest.mark.parametrize("key", ["acc:canary-key\r\nX-Evil=1", "acc:canary-kéy", "acc:canary-key\n"])
+async def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
+    world: ProvidersWorld, provider: str, key: str
+) -> None:
+    """mission: 209"""
+    with pytest.raises(errors.ProviderAccount, match="no key has") as caught:
+        await world.providers[provider].submit(world.request(provider), key=SecretStr(key))
+
+    assert "canary-k" not in "".join(traceback.format_exception(caught.value))
+    assert world.fake.calls == []
 
 
 @pytest.mark.parametrize("provider", REMOTE)

@@ -114,9 +114,11 @@ async def test_dall_e_is_asked_for_bytes_and_the_others_never(world: ProvidersWo
     fields, _ = await draw_one(world, "openai/dall-e-3", width=1792, height=1024)
     assert fields == {**fields, "model": "dall-e-3", "size": "1792x1024", "response_format": "b64_json"}
 
-    fields, _ = await draw_one(world, "openai/gpt-image-1", width=1536, height=1024, options={"quality": "low"})
+    fields, _ = await draw_one(
+        world, "openai/gpt-image-1", width=1536, height=1024, options={"background": "transparent"}
+    )
     assert "response_format" not in fields
-    assert fields["quality"] == "low"
+    assert (fields["quality"], fields["background"]) == ("medium", "transparent")
 
 
 async def test_an_address_of_dall_e_is_fetched(world: ProvidersWorld) -> None:

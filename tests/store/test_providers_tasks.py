@@ -165,6 +165,18 @@ async def test_a_task_is_polled_every_second_until_its_deadline(world: Providers
     assert len(world.fake.made(provider, "cancel")) == (1 if provider in CANCELS else 0)
 
 
+@pytest.mark.parametrize("provider", WITH_TASKS)
+async def test_a_task_that_ends_at_the_last_moment_is_not_lost(world: ProvidersWorld, provider: str) -> None:
+    """It was drawn and paid for: the look after the deadline finds it."""
+    task = await submitted(world, provider, script="ends_on_cancel")
+    clock = MovedClock()
+
+    done = await finish(world.providers[provider], task, deadline_s=0, clock=clock, sleep=clock.sleep)
+
+    assert done.outputs
+    assert clock.slept == []
+
+
 async def test_a_provider_in_trouble_is_looked_at_less_often(world: ProvidersWorld) -> None:
     task = await submitted(world, "replicate", script="poll_fails 5")
     clock = MovedClock()

@@ -160,6 +160,8 @@ class Call:
         token = self._key if key is None else key
         if key is None and not token:
             raise self.error(ProviderAccount, f"no key: set PERUSE_{self._http.provider.upper()}_KEY, or bring one")
+        if not (token.isascii() and token.isprintable()):
+            raise self.error(ProviderAccount, "the key has signs that no key has")
         auth = {"Authorization": f"{self._http.scheme} {token}"} if token else {}
         try:
             async with asyncio.timeout(deadline_s):
@@ -186,7 +188,8 @@ class Call:
         except httpx.DecodingError as error:
             raise self._lost(BadAnswer, "sent an answer that cannot be unpacked") from error
         except (httpx.LocalProtocolError, httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError) as error:
-            raise self.error(InvalidRequest, f"cannot be asked: {type(error).__name__}") from error
+            # Not from the error: it may show the headers.
+            raise self.error(InvalidRequest, f"cannot be asked: {type(error).__name__}") from None
         except httpx.TransportError as error:
             raise self._lost(UnknownOutcome, f"broke off: {type(error).__name__}") from error
         if not 200 <= answer.status < 300:

@@ -134,7 +134,7 @@ def _asked(request: Request, model: Model) -> tuple[str, dict[str, Any]]:
     if model.limits.aspects:
         longest = max(request.width, request.height)
         asked["aspectRatio"] = aspect(request.width, request.height, model.limits.aspects)
-        asked["resolution"] = "1K" if longest <= 1344 else "2K" if longest <= 2688 else "4K"
+        asked["resolution"] = "1K" if longest <= 1344 else "2K"
         asked["outputFormat"] = "png"
         return "/generate-2", asked
     asked |= {"type": _FROM_IMAGE if urls else _TO_IMAGE, "numImages": 1, "image_size": "1:1"}

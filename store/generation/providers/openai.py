@@ -104,6 +104,9 @@ def _asked(request: Request, model: Model) -> dict[str, Any]:
     if model.remote.startswith("dall-e"):
         # An address lives for an hour; bytes are here. The newer models always send bytes and refuse the field.
         asked["response_format"] = "b64_json"
+    else:
+        # Left to itself it may choose the one that costs four times as much.
+        asked["quality"] = "medium"
     return asked
 
 

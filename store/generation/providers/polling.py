@@ -9,7 +9,7 @@ from typing import Final
 from pydantic import SecretStr
 
 from store.clock import Clock, SystemClock
-from store.generation.errors import GenerationError, NoSuchTask, RateLimited, TimedOut, Unavailable
+from store.generation.errors import Canceled, GenerationError, NoSuchTask, RateLimited, TimedOut, Unavailable
 from store.generation.providers import Done, Progress, Provider, Task
 
 __all__ = ["EVERY_S", "finish"]
@@ -62,16 +62,19 @@ async def finish(
 
 
 async def _last_look(provider: Provider, task: Task, deadline_s: float, key: SecretStr | None) -> Done:
-    timed_out = TimedOut(
+    try:
+        await provider.cancel(task, key=key)
+    except GenerationError:
+        # Asked in vain; the last look tells how it stands.
+        pass
+    try:
+        found = await provider.poll(task, key=key)
+        if isinstance(found, Done):
+            return found
+    except (Canceled, NoSuchTask, RateLimited, Unavailable):
+        pass
+    raise TimedOut(
         f"{task.provider}: {task.model}: task {task.id} did not end within {deadline_s:g} s",
         provider=task.provider,
         model=task.model,
     )
-    try:
-        await provider.cancel(task, key=key)
-        found = await provider.poll(task, key=key)
-    except GenerationError as error:
-        raise timed_out from error
-    if isinstance(found, Done):
-        return found
-    raise timed_out
