@@ -20,7 +20,7 @@ from store.generation.providers.outputs import bytes_of
 from store.generation.providers.polling import finish
 from tests.fakes.providers import FakeProviders
 
-__all__ = ["CANARY", "MODEL_OF", "ProvidersWorld", "opened"]
+__all__ = ["CANARY", "MODEL_OF", "MovedClock", "ProvidersWorld", "opened"]
 
 CANARY = "canary-prompt-0f3a"
 MODEL_OF = {
@@ -41,6 +41,24 @@ class HastyModels(Models):
 
     def of(self, id: str) -> Model:
         return msgspec.structs.replace(super().of(id), pace=(Pace(2**40, 0, 0, self.deadline_s),))
+
+
+class MovedClock:
+    """A clock that goes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+        self.slept: list[float] = []
+
+    def wall(self) -> float:
+        return self.now_s
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
 
 
 @dataclass
@@ -68,6 +86,13 @@ class ProvidersWorld:
 
     async def finish(self, task: Task, *, deadline_s: float = 20.0) -> Done:
         return await finish(self.providers[task.provider], task, deadline_s=deadline_s, every_s=0.01)
+
+    async def task(self, provider: str, *, script: str = "ok", callback_url: str = "") -> Task:
+        """A task that the provider has taken."""
+        self.fake.script(provider, script)
+        found = await self.submit(self.request(provider, callback_url=callback_url))
+        assert isinstance(found, Task)
+        return found
 
     async def bytes_of(self, output: Output) -> bytes:
         return await bytes_of(output, fetch)

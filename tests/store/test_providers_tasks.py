@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import AsyncIterator
 
 import pytest
-from aiohttp import web
-from pydantic import SecretStr
 
 from store.generation import errors
-from store.generation.providers import Done, Progress, Task
+from store.generation.providers import Progress, Task
 from store.generation.providers.opening import open_providers
 from store.generation.providers.polling import finish
-from tests.fakes.providers_world import MODEL_OF, ProvidersWorld, opened
+from tests.fakes.providers_world import MODEL_OF, MovedClock, ProvidersWorld, opened
 
 WITH_TASKS = ["fal", "nanobanana", "replicate"]
 CANCELS = ["fal", "replicate"]
 SIGNED = ["fal", "replicate"]
-
-
-class MovedClock:
-    """A clock that goes only when somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-        self.slept: list[float] = []
-
-    def wall(self) -> float:
-        return self.now_s
-
-    def monotonic(self) -> float:
-        return self.now_s
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now_s += seconds
 
 
 @pytest.fixture
@@ -45,17 +23,10 @@ async def world() -> AsyncIterator[ProvidersWorld]:
         yield made
 
 
-async def submitted(world: ProvidersWorld, provider: str, *, script: str = "ok", callback_url: str = "") -> Task:
-    world.fake.script(provider, script)
-    found = await world.submit(world.request(provider, callback_url=callback_url))
-    assert isinstance(found, Task)
-    return found
-
-
 @pytest.mark.parametrize("provider", WITH_TASKS)
 async def test_the_id_is_known_before_anything_is_drawn(world: ProvidersWorld, provider: str) -> None:
     """mission: 3, 42"""
-    task = await submitted(world, provider)
+    task = await world.task(provider)
 
     assert world.fake.tasks.all[task.id].state == "running"
     assert world.fake.drawn == []
@@ -65,7 +36,7 @@ async def test_the_id_is_known_before_anything_is_drawn(world: ProvidersWorld, p
 @pytest.mark.parametrize("provider", WITH_TASKS)
 async def test_another_process_goes_on_by_the_id(world: ProvidersWorld, provider: str) -> None:
     """Model and id are all that it has; nothing is drawn twice."""
-    task = await submitted(world, provider)
+    task = await world.task(provider)
 
     async with open_providers(world.settings, world.models) as others:
         resumed = others[provider].resume(MODEL_OF[provider], task.id)
@@ -78,7 +49,7 @@ async def test_another_process_goes_on_by_the_id(world: ProvidersWorld, provider
 @pytest.mark.parametrize("provider", WITH_TASKS)
 async def test_a_finished_task_can_be_looked_at_again(world: ProvidersWorld, provider: str) -> None:
     """A crash after the last look costs a look."""
-    task = await submitted(world, provider)
+    task = await world.task(provider)
 
     first, second = [await world.finish(task), await world.providers[provider].poll(task)]
 
@@ -100,7 +71,7 @@ async def test_how_a_task_ends_is_an_error_of_ours(
     world: ProvidersWorld, provider: str, script: str, kind: type[errors.GenerationError]
 ) -> None:
     """mission: 22, 26, 50"""
-    task = await submitted(world, provider, script=script)
+    task = await world.task(provider, script=script)
     clock = MovedClock()
 
     with pytest.raises(kind) as caught:
@@ -112,7 +83,7 @@ async def test_how_a_task_ends_is_an_error_of_ours(
 
 @pytest.mark.parametrize("provider", CANCELS)
 async def test_a_task_that_somebody_canceled_is_canceled(world: ProvidersWorld, provider: str) -> None:
-    task = await submitted(world, provider, script="task_canceled")
+    task = await world.task(provider, script="task_canceled")
 
     with pytest.raises(errors.Canceled):
         await world.finish(task)
@@ -133,16 +104,16 @@ async def test_a_task_without_an_id_is_an_unknown_outcome(world: ProvidersWorld,
 @pytest.mark.parametrize("provider", WITH_TASKS)
 async def test_an_id_is_told_as_it_is_even_twice(world: ProvidersWorld, provider: str) -> None:
     """Whether two attempts may have one task is decided by whoever keeps the attempts."""
-    first = await submitted(world, provider)
+    first = await world.task(provider)
 
-    second = await submitted(world, provider, script="duplicate_id")
+    second = await world.task(provider, script="duplicate_id")
 
     assert first == second
 
 
 @pytest.mark.parametrize("provider", WITH_TASKS)
 async def test_looks_that_fail_say_nothing_about_the_task(world: ProvidersWorld, provider: str) -> None:
-    task = await submitted(world, provider, script="poll_fails 3")
+    task = await world.task(provider, script="poll_fails 3")
 
     with pytest.raises(errors.Unavailable):
         await world.providers[provider].poll(task)
@@ -153,7 +124,7 @@ async def test_looks_that_fail_say_nothing_about_the_task(world: ProvidersWorld,
 @pytest.mark.parametrize("provider", WITH_TASKS)
 async def test_a_task_is_polled_every_second_until_its_deadline(world: ProvidersWorld, provider: str) -> None:
     """mission: 23, 24"""
-    task = await submitted(world, provider, script="task_never")
+    task = await world.task(provider, script="task_never")
     clock = MovedClock()
 
     with pytest.raises(errors.TimedOut, match="did not end within 60 s"):
@@ -168,7 +139,7 @@ async def test_a_task_is_polled_every_second_until_its_deadline(world: Providers
 @pytest.mark.parametrize("provider", WITH_TASKS)
 async def test_a_task_that_ends_at_the_last_moment_is_not_lost(world: ProvidersWorld, provider: str) -> None:
     """It was drawn and paid for: the look after the deadline finds it."""
-    task = await submitted(world, provider, script="ends_on_cancel")
+    task = await world.task(provider, script="ends_on_cancel")
     clock = MovedClock()
 
     done = await finish(world.providers[provider], task, deadline_s=0, clock=clock, sleep=clock.sleep)
@@ -178,7 +149,7 @@ async def test_a_task_that_ends_at_the_last_moment_is_not_lost(world: ProvidersW
 
 
 async def test_a_provider_in_trouble_is_looked_at_less_often(world: ProvidersWorld) -> None:
-    task = await submitted(world, "replicate", script="poll_fails 5")
+    task = await world.task("replicate", script="poll_fails 5")
     clock = MovedClock()
 
     await finish(world.providers["replicate"], task, deadline_s=600, clock=clock, sleep=clock.sleep)
@@ -187,7 +158,7 @@ async def test_a_provider_in_trouble_is_looked_at_less_often(world: ProvidersWor
 
 
 async def test_progress_is_told_when_it_changes(world: ProvidersWorld) -> None:
-    task = await submitted(world, "fal", script="task_polls 3")
+    task = await world.task("fal", script="task_polls 3")
     told: list[Progress] = []
 
     async def progress(found: Progress) -> None:
@@ -200,7 +171,7 @@ async def test_progress_is_told_when_it_changes(world: ProvidersWorld) -> None:
 
 @pytest.mark.parametrize("provider", CANCELS)
 async def test_a_running_task_is_canceled(world: ProvidersWorld, provider: str) -> None:
-    task = await submitted(world, provider, script="task_never")
+    task = await world.task(provider, script="task_never")
     adapter = world.providers[provider]
 
     assert adapter.capabilities.cancels
@@ -211,118 +182,9 @@ async def test_a_running_task_is_canceled(world: ProvidersWorld, provider: str) 
 
 @pytest.mark.parametrize("provider", WITH_TASKS)
 async def test_what_has_ended_or_never_was_cannot_be_canceled(world: ProvidersWorld, provider: str) -> None:
-    task = await submitted(world, provider)
+    task = await world.task(provider)
     await world.finish(task)
     adapter = world.providers[provider]
 
     assert not await adapter.cancel(task)
     assert not await adapter.cancel(Task(provider, task.model, "unknown"))
-
-
-@pytest.mark.parametrize("provider", WITH_TASKS)
-async def test_a_callback_names_its_task(world: ProvidersWorld, provider: str) -> None:
-    """It comes over the network as the provider sends it, twice, and is a reason to look, each time."""
-    named: list[str] = []
-
-    async def receive(request: web.Request) -> web.Response:
-        named.append(await world.providers[provider].called_back(request.headers, await request.read()))
-        return web.Response()
-
-    app = web.Application()
-    app.router.add_post("/back/{secret}", receive)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}/back/x1"
-        task = await submitted(world, provider, script="callback_twice", callback_url=url)
-        async with asyncio.timeout(20):
-            while len(named) < 2:
-                await asyncio.sleep(0.01)
-    finally:
-        await runner.cleanup()
-
-    assert named == [task.id, task.id]
-    assert isinstance(await world.providers[provider].poll(task), Done)
-    assert len(world.fake.drawn) == 1
-
-
-@pytest.mark.parametrize("provider", SIGNED)
-async def test_a_callback_that_is_not_signed_right_is_refused(world: ProvidersWorld, provider: str) -> None:
-    task = await submitted(world, provider)
-    fake, adapter = world.fake.tasks.all[task.id], world.providers[provider]
-    body, headers = world.fake.tasks.callback(fake)
-    name = next(name for name in headers if "signature" in name.lower())
-    old_body, old_headers = world.fake.tasks.callback(fake, at_s=time.time() - 400)
-    new_body, new_headers = world.fake.tasks.callback(fake, at_s=time.time() + 400)
-
-    assert await adapter.called_back(headers, body) == task.id
-    for forged_headers, forged_body in [
-        (headers, body + b" "),
-        (headers, body.replace(task.id.encode(), b"another")),
-        ({**headers, name: headers[name][:-4] + "0000"}, body),
-        ({**headers, name: ""}, body),
-        ({**headers, name: "é"}, body),
-        ({key: value for key, value in headers.items() if key != name}, body),
-        ({key: value for key, value in headers.items() if not key.lower().endswith("timestamp")}, body),
-        (old_headers, old_body),
-        (new_headers, new_body),
-        ({}, b""),
-    ]:
-        with pytest.raises(errors.BadCallback):
-            await adapter.called_back(forged_headers, forged_body)
-
-
-@pytest.mark.parametrize("provider", WITH_TASKS)
-async def test_an_unreadable_callback_is_refused(world: ProvidersWorld, provider: str) -> None:
-    for body in (b"", b"\xff", b"[]", b'{"code": 200}', b'{"code": 200, "data": {"taskId": "../../x"}}'):
-        with pytest.raises(errors.BadCallback):
-            await world.providers[provider].called_back({}, body)
-
-
-@pytest.mark.parametrize("provider", SIGNED)
-async def test_a_flood_of_forged_callbacks_fetches_nothing(world: ProvidersWorld, provider: str) -> None:
-    task = await submitted(world, provider)
-    body, headers = world.fake.tasks.callback(world.fake.tasks.all[task.id])
-    assert await world.providers[provider].called_back(headers, body) == task.id
-
-    for _ in range(20):
-        with pytest.raises(errors.BadCallback):
-            await world.providers[provider].called_back(headers, body + b" ")
-
-    assert world.fake.keys_asked == 1
-
-
-@pytest.mark.parametrize("provider", SIGNED)
-async def test_a_changed_signing_key_is_noticed(provider: str) -> None:
-    """A minute after the last look, a signature that does not fit is reason to look again."""
-    clock = MovedClock()
-    clock.now_s = time.time()
-    async with opened(clock=clock) as world:
-        adapter = world.providers[provider]
-        task = await submitted(world, provider)
-        fake = world.fake.tasks.all[task.id]
-        old_body, old_headers = world.fake.tasks.callback(fake)
-        assert await adapter.called_back(old_headers, old_body) == task.id
-
-        world.fake.tasks.change_keys()
-        body, headers = world.fake.tasks.callback(fake)
-        with pytest.raises(errors.BadCallback):
-            await adapter.called_back(headers, body)
-        clock.now_s += 61
-        assert await adapter.called_back(headers, body) == task.id
-        with pytest.raises(errors.BadCallback):
-            await adapter.called_back(old_headers, old_body)
-
-
-async def test_under_a_users_own_key_replicate_does_not_call_back(world: ProvidersWorld) -> None:
-    """It would sign with a secret that only that account knows."""
-    request = world.request("replicate", callback_url="http://127.0.0.1:9/x")
-
-    await world.providers["replicate"].submit(request, key=SecretStr("own-key-1"))
-    await world.providers["replicate"].submit(request)
-
-    own, ours = world.fake.made("replicate")
-    assert "webhook" not in own.fields
-    assert ours.fields["webhook"] == "http://127.0.0.1:9/x"
-    assert ours.fields["webhook_events_filter"] == ["completed"]

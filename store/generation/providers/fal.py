@@ -27,7 +27,7 @@ from store.generation.models import Models
 from store.generation.providers import Capabilities, Done, Output, Progress, Request, Task
 from store.generation.providers.answers import Answer, Fault
 from store.generation.providers.calls import Call, Endpoint, Http
-from store.generation.providers.outputs import data_url, from_url
+from store.generation.providers.outputs import data_url, from_url, seed_in
 from store.generation.providers.signatures import Kept, is_signed_by_fal
 from store.generation.providers.task_ids import called_about, named
 
@@ -74,7 +74,7 @@ class _Image(msgspec.Struct):
 class _Result(msgspec.Struct):
     images: list[_Image] | None = None
     has_nsfw_concepts: list[bool] | None = None
-    seed: int | None = None
+    seed: Any = None
 
 
 class _Detail(msgspec.Struct):
@@ -187,7 +187,7 @@ def _done(call: Call, found: _Result) -> Done:
     images, flags = found.images or [], found.has_nsfw_concepts or []
     black = {index for index, is_black in enumerate(flags) if is_black}
     outputs: list[Output] = [
-        from_url(call, image.url, seed=found.seed)
+        from_url(call, image.url, seed=seed_in(found.seed))
         for index, image in enumerate(images)
         if image.url and index not in black
     ]

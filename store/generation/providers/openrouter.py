@@ -55,13 +55,17 @@ class _Usage(msgspec.Struct):
     cost: Decimal | None = None
 
 
+_NO_USAGE: Final = msgspec.Raw(b"null")
+"""Read apart from the pictures: none is lost for a cost that makes no sense."""
+
+
 class _Image(msgspec.Struct):
     b64_json: str = ""
 
 
 class _Images(msgspec.Struct):
     data: list[_Image] | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw = _NO_USAGE
     error: _Problem | None = None
 
 
@@ -87,7 +91,7 @@ class _Choice(msgspec.Struct):
 
 class _Chat(msgspec.Struct):
     choices: list[_Choice] | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw = _NO_USAGE
     error: _Problem | None = None
 
 
@@ -177,8 +181,13 @@ def _deadline_s(request: Request, model: Model) -> float:
     return model.pace_of(request.width, request.height).deadline_s
 
 
-def _note_cost(call: Call, usage: _Usage | None) -> None:
-    call.cost_usd = usage.cost if usage else None
+def _note_cost(call: Call, usage: msgspec.Raw) -> None:
+    try:
+        found = msgspec.json.decode(usage, type=_Usage | None)
+    except msgspec.DecodeError:
+        return
+    if found and found.cost is not None and found.cost.is_finite() and found.cost >= 0:
+        call.cost_usd = found.cost
 
 
 def _done(call: Call, outputs: list[Output]) -> Done:

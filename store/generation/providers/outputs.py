@@ -11,7 +11,7 @@ from store.generation.providers import Fetch, Output, Reference
 from store.generation.providers.calls import Call
 from store.objects.pictures import sniff
 
-__all__ = ["bytes_of", "data_url", "from_base64", "from_bytes", "from_url"]
+__all__ = ["bytes_of", "data_url", "from_base64", "from_bytes", "from_url", "seed_in"]
 
 
 def from_bytes(call: Call, data: bytes, *, seed: int | None = None, revised_prompt: str = "") -> Output:
@@ -40,6 +40,11 @@ def from_url(call: Call, url: str, *, seed: int | None = None, revised_prompt: s
     if not url.startswith(("https://", "http://")):
         raise call.error(BadAnswer, "sent an address that is none of the web")
     return Output(url=url, seed=seed, revised_prompt=revised_prompt)
+
+
+def seed_in(value: object) -> int | None:
+    """The seed that an answer tells, None for anything that is none: no picture is lost for it."""
+    return value if type(value) is int and value >= 0 else None
 
 
 def data_url(reference: Reference) -> str:

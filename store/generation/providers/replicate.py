@@ -25,7 +25,7 @@ from store.generation.models import Models
 from store.generation.providers import Capabilities, Done, Progress, Request, Task
 from store.generation.providers.answers import Answer, Fault
 from store.generation.providers.calls import Call, Endpoint, Http
-from store.generation.providers.outputs import data_url, from_url
+from store.generation.providers.outputs import data_url, from_url, seed_in
 from store.generation.providers.signatures import Kept, is_standard_webhook
 from store.generation.providers.task_ids import called_about, named
 
@@ -40,7 +40,8 @@ class _Prediction(msgspec.Struct):
     status: str = ""
     output: str | list[str] | None = None
     error: str | None = None
-    input: dict[str, Any] | None = None
+    input: Any = None
+    """What was asked for, with the seed."""
 
 
 class _Refusal(msgspec.Struct):
@@ -93,7 +94,7 @@ class Replicate:
                     urls = [found.output] if isinstance(found.output, str) else found.output or []
                     if not urls:
                         raise call.error(NoImage, "the prediction succeeded without a picture")
-                    seed = (found.input or {}).get("seed")
+                    seed = seed_in(found.input.get("seed")) if isinstance(found.input, dict) else None
                     return Done(tuple(from_url(call, url, seed=seed) for url in urls))
                 case "canceled" | "aborted":
                     raise call.error(Canceled, f"the prediction was {found.status}")
