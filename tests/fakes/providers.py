@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
@@ -128,22 +129,32 @@ class FakeProviders:
                 fields, hashlib.sha256(await request.read()).hexdigest(),
             )  # fmt: skip
             self.calls.append(record)
-            if given_scheme != scheme or not key or "wrong" in key:
-                return refuse(401, "key")
             prompt = _prompt(fields)
+
+            def refused(status: int, why: str) -> web.Response:
+                """As providers do, it tells what it was told."""
+                response = refuse(status, why)
+                told = json.dumps(f"No: {key} {prompt} {fields} {request.query_string}")[1:-1]
+                response.text = (response.text or "").replace("No.", told)
+                if 300 <= status < 400:
+                    response.headers["Location"] = "/calls"
+                return response
+
+            if given_scheme != scheme or not key or "wrong" in key:
+                return refused(401, "key")
             step = Step("ok")
             if what == "submit":
                 step = self.scripts.step(provider, prompt, request.headers.get("X-Fake-Script", ""))
             request[FIELDS], request[PROMPT], request[STEP] = fields, prompt, step
             match step.name:
                 case "status":
-                    response = refuse(int(step.args[0]), "")
+                    response = refused(int(step.args[0]), "")
                     if len(step.args) > 1:
                         response.headers["Retry-After"] = step.args[1]
                     return response
                 case "bad_key" | "no_funds" | "policy":
                     why = {"bad_key": "key", "no_funds": "funds", "policy": "policy"}[step.name]
-                    return refuse({"key": 401, "funds": 402, "policy": 400}[why], why)
+                    return refused({"key": 401, "funds": 402, "policy": 400}[why], why)
             does_first = step.name.startswith("accepted") or step.name == "reset_mid"
             answer = await handler(request) if does_first else None
             assert answer is None or isinstance(answer, web.Response)

@@ -149,7 +149,7 @@ def _workers_ai_refuses(status: int, why: str) -> web.Response:
     codes = {401: 10000, 408: 3046, 429: 3021, 400: 5004, 413: 3006, 403: 5018}
     code = {"policy": 3030, "key": 10000, "funds": 4006, "form": 5004}.get(why, codes.get(status, 0))
     status = {"policy": 400, "funds": 429}.get(why, status)
-    words = "required properties at '/' are 'multipart'" if why == "form" else "AiError: AiError: no (<uuid>)"
+    words = "required properties at '/' are 'multipart'" if why == "form" else "AiError: AiError: No. (<uuid>)"
     envelope = {"errors": [{"message": words, "code": code}], "success": False, "result": {}, "messages": []}
     return web.json_response(envelope, status=status)
 

@@ -4,12 +4,12 @@ A step is words: a name and its arguments. A script is steps, divided by ";", on
 for all that follow. It comes from `FakeProviders.script`, from the header X-Fake-Script, or from the prompt: a prompt
 with `[[status 503; ok]]` is refused once, then drawn; calls are counted by prompt.
 
-everywhere     ok · slow SECONDS · hang · status CODE [RETRY_AFTER] · html_502 · html_200 · wrong_type · huge
+everywhere     ok · slow SECONDS · hang · status CODE [RETRY_AFTER] · html_502 · html_200 · wrong_type · huge · drip
                reset (before the answer) · reset_mid (in its middle) · accepted_then_hang · accepted_then_reset
                bad_key · no_funds · policy
 pictures       truncated_base64 · not_an_image · empty · error_200 · as_url · dead_url
 tasks          task_polls N (that long unfinished) · task_never · task_fails · task_policy · task_empty · task_canceled
-               task_gone · task_black (fal) · poll_fails N (so many looks answer 500) · no_id · duplicate_id
+               task_gone · task_late · task_black (fal) · poll_fails N (so many looks answer 500) · no_id · duplicate_id
                ends_on_cancel · callback_twice · callback_never
 """
 
@@ -80,6 +80,8 @@ async def misbehave(request: web.Request, step: Step, answer: web.Response | Non
             request.transport.abort()
         case "reset_mid":
             return await _cut(request, answer)
+        case "drip":
+            return await _drip(request)
         case "huge":
             return await _endless(request)
         case "html_502" | "html_200":
@@ -98,6 +100,18 @@ async def _cut(request: web.Request, answer: web.Response | None) -> web.StreamR
     await response.write(body[: len(body) // 2])
     assert request.transport is not None
     request.transport.abort()
+    return response
+
+
+async def _drip(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    try:
+        while True:
+            await response.write(b" ")
+            await asyncio.sleep(0.05)
+    except ConnectionError:
+        pass
     return response
 
 

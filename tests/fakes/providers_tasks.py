@@ -87,6 +87,8 @@ class Tasks:
         if task is None or task.step.name == "task_gone":
             return None
         task.looks += 1
+        if task.step.name == "task_late" and task.looks < 3:
+            return None
         if task.looks > (task.step.number(1) if task.step.name in ("task_polls", "poll_fails") else 1):
             self._end(task)
         return task

@@ -142,9 +142,13 @@ async def test_every_failure_is_an_error_of_ours(
 
 
 @pytest.mark.parametrize("provider", REMOTE)
-async def test_a_hanging_provider_is_given_up(hasty: ProvidersWorld, provider: str) -> None:
-    """mission: 24, 46"""
-    hasty.fake.script(provider, "hang")
+@pytest.mark.parametrize("script", ["hang", "drip"])
+async def test_a_provider_that_does_not_end_is_given_up(hasty: ProvidersWorld, provider: str, script: str) -> None:
+    """Also one that always has another byte to send.
+
+    mission: 24, 46
+    """
+    hasty.fake.script(provider, script)
     started = time.monotonic()
 
     with pytest.raises(errors.TimedOut, match=r"gave no answer within 0\.3 s"):

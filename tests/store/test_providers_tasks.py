@@ -122,6 +122,13 @@ async def test_looks_that_fail_say_nothing_about_the_task(world: ProvidersWorld,
 
 
 @pytest.mark.parametrize("provider", WITH_TASKS)
+async def test_a_task_may_be_known_later_than_its_id(world: ProvidersWorld, provider: str) -> None:
+    task = await world.task(provider, script="task_late")
+
+    assert (await world.finish(task)).outputs
+
+
+@pytest.mark.parametrize("provider", WITH_TASKS)
 async def test_a_task_is_polled_every_second_until_its_deadline(world: ProvidersWorld, provider: str) -> None:
     """mission: 23, 24"""
     task = await world.task(provider, script="task_never")
