@@ -68,6 +68,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         if not request.prompt.strip():
             raise PromptRequired
         for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt or "")):
+            if not _is_text(text):
+                raise _refused(request, field, "is no text: it has half a character")
             if len(text) > self.max_prompt:
                 raise _refused(request, field, f"has {len(text)} characters, {request.model} takes {self.max_prompt}")
         self._check_size(request)
@@ -163,6 +165,14 @@ def calls(request: Request, limits: Limits) -> list[Request]:
         own = None if seed is None else (seed + first) % (MAX_SEED + 1)
         made.append(msgspec.structs.replace(request, n=n, seed=own))
     return made
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refused(request: Request, field: str, rule: str) -> InvalidRequest:

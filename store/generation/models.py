@@ -15,11 +15,10 @@ import msgspec
 from store.generation.errors import InvalidRequest
 from store.generation.limits import Limits, Model, Pace, Steps
 
-__all__ = ["DEFAULT_PX", "DOCUMENTS_MODEL", "SQUARES", "TABLE", "Models"]
+__all__ = ["DOCUMENTS_MODEL", "SQUARES", "TABLE", "Models"]
 
 SQUARES: Final = (512, 768, 1024, 1536)
 """The sizes that a client may name by one number."""
-DEFAULT_PX: Final = 1024
 DOCUMENTS_MODEL: Final = "@cf/stabilityai/stable-diffusion-xl-base-1.0"
 
 _SLOW: Final = (

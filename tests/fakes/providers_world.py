@@ -9,18 +9,26 @@ from typing import Any
 
 import httpx
 import msgspec
+from pydantic import SecretStr
 
 from store.clock import Clock
 from store.generation.config import ProviderSettings
 from store.generation.limits import Model, Pace
 from store.generation.models import Models
 from store.generation.providers import Done, Output, Provider, Request, Task
+from store.generation.providers.calls import Endpoint
+from store.generation.providers.fal import Fal
+from store.generation.providers.nanobanana import Nanobanana
+from store.generation.providers.openai import OpenAI
 from store.generation.providers.opening import open_providers
+from store.generation.providers.openrouter import OpenRouter
 from store.generation.providers.outputs import bytes_of
 from store.generation.providers.polling import finish
-from tests.fakes.providers import FakeProviders
+from store.generation.providers.replicate import Replicate
+from store.generation.providers.workers_ai import WorkersAI
+from tests.fakes.providers import KEY, FakeProviders
 
-__all__ = ["CANARY", "MODEL_OF", "MovedClock", "ProvidersWorld", "opened"]
+__all__ = ["CANARY", "MODEL_OF", "MovedClock", "ProvidersWorld", "answering", "opened"]
 
 CANARY = "canary-prompt-0f3a"
 MODEL_OF = {
@@ -119,3 +127,21 @@ async def opened(
             yield ProvidersWorld(fake, models, providers, made)
     finally:
         await fake.stop()
+
+
+def answering(provider: str, answer: httpx.Response) -> Provider:
+    """The adapter, with a provider that always answers the same."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+    models = Models()
+    at = Endpoint(
+        httpx.AsyncClient(transport=httpx.MockTransport(handle)), "https://provider.example", SecretStr(KEY), 2**20
+    )
+    kinds: dict[str, Provider] = {
+        "openrouter": OpenRouter(at, models), "openai": OpenAI(at, models), "nanobanana": Nanobanana(at, models),
+        "workers_ai": WorkersAI(at, models, account="acc"), "replicate": Replicate(at, models),
+        "fal": Fal(at, models, keys_url="https://provider.example/keys"),
+    }  # fmt: skip
+    return kinds[provider]

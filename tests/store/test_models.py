@@ -95,6 +95,8 @@ def test_a_larger_picture_has_the_last_deadline() -> None:
         ({"options": {"quality": "hd"}}, "quality", "the quality is not taken by m"),
         ({"prompt": "x" * 4001}, "prompt", "the prompt has 4001 characters, m takes 4000"),
         ({"negative_prompt": "x" * 4001}, "negative_prompt", "the negative prompt has 4001"),
+        ({"prompt": "a fox \ud83d"}, "prompt", "the prompt is no text"),
+        ({"negative_prompt": "\ud83d"}, "negative_prompt", "the negative prompt is no text"),
         ({"references": (Reference(b"", ""),) * 2}, "references", "the references are 2, m takes at most 1"),
     ],
 )

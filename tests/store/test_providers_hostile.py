@@ -11,22 +11,11 @@ import httpx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import SecretStr
 
 from store.generation.errors import GenerationError
-from store.generation.models import Models
-from store.generation.providers import Done, Progress, Provider, Request, Task
-from store.generation.providers.calls import Endpoint
-from store.generation.providers.fal import Fal
-from store.generation.providers.nanobanana import Nanobanana
-from store.generation.providers.openai import OpenAI
-from store.generation.providers.openrouter import OpenRouter
-from store.generation.providers.replicate import Replicate
-from store.generation.providers.workers_ai import WorkersAI
-from tests.fakes.providers_world import MODEL_OF
+from store.generation.providers import Done, Progress, Request, Task
+from tests.fakes.providers_world import MODEL_OF, answering
 
-MODELS = Models()
-KEY = SecretStr("key-of-ours-1")
 LEAVES = st.none() | st.booleans() | st.sampled_from(
     [-1, 0, 1, 2, 3, 200, 400, 429, 500, 3030, 2**70, 0.04, 1e400, "", "x", "COMPLETED", "IN_QUEUE", "succeeded",
      "failed", "https://x.example/a.png", "data:image/png;base64,x", "content_filter", "../..", "\0", "é", "9" * 400]
@@ -74,23 +63,8 @@ TYPES = st.sampled_from(["application/json", "image/png", "text/html", "", "appl
 STATUSES = st.sampled_from([200, 200, 200, 201, 202, 204, 301, 400, 401, 403, 404, 418, 429, 500, 502, 503, 529])
 
 
-def made(provider: str, answer: httpx.Response) -> Provider:
-    """The adapter, with a provider that always answers the same."""
-
-    def handle(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
-
-    at = Endpoint(httpx.AsyncClient(transport=httpx.MockTransport(handle)), "https://provider.example", KEY, 2**20)
-    kinds: dict[str, Provider] = {
-        "openrouter": OpenRouter(at, MODELS), "openai": OpenAI(at, MODELS), "nanobanana": Nanobanana(at, MODELS),
-        "workers_ai": WorkersAI(at, MODELS, account="acc"), "replicate": Replicate(at, MODELS),
-        "fal": Fal(at, MODELS, keys_url="https://provider.example/keys"),
-    }  # fmt: skip
-    return kinds[provider]
-
-
 async def everything(provider: str, answer: httpx.Response) -> list[Any]:
-    adapter, model = made(provider, answer), MODEL_OF[provider]
+    adapter, model = answering(provider, answer), MODEL_OF[provider]
     request = Request(model=model, prompt="a fox", width=512, height=512)
     found: list[Any] = []
     for ask in (
@@ -138,7 +112,7 @@ def test_no_answer_gets_past_the_adapter(
     for found in (submitted, polled, canceled, called):
         if isinstance(found, GenerationError):
             assert len(str(found)) < 500
-            assert "key-of-ours-1" not in str(found)
+            assert "fake-key-0123456789" not in str(found)
         if isinstance(found, Done):
             assert found.outputs
             assert all(output.data or output.url.startswith("http") for output in found.outputs)
