@@ -75,7 +75,7 @@ class Tasks:
         fields = request[FIELDS].get("input", request[FIELDS])
         task = FakeTask(id, provider, request[PROMPT], fields, step, callback)
         self.all[id] = task
-        if callback and step.name not in ("callback_never", "task_never"):
+        if callback and ".invalid" not in callback and step.name not in ("callback_never", "task_never"):
             sending = asyncio.create_task(self._call_back(task))
             self._sending.add(sending)
             sending.add_done_callback(self._sending.discard)

@@ -41,6 +41,8 @@ async def test_the_four_sizes_are_squares_to_nanobanana(world: ProvidersWorld, p
     assert world.fake.calls[-1].path.endswith("/nanobanana/generate")
     assert fields["type"] == "TEXTTOIAMGE"
     assert (fields["image_size"], fields["numImages"], fields["watermark"]) == ("1:1", 1, "© me")
+    # The name of no host ever: RFC 2606.
+    assert fields["callBackUrl"] == "https://nobody.invalid/"
 
 
 async def test_other_sizes_are_refused_by_nanobanana(world: ProvidersWorld) -> None:

@@ -36,6 +36,7 @@ _TASK_CODES: Final[dict[int, type[GenerationError]]] = {400: ContentPolicy, 451:
 _TO_IMAGE: Final = "TEXTTOIAMGE"
 _FROM_IMAGE: Final = "IMAGETOIAMGE"
 """Spelt so by the provider."""
+_NOBODY: Final = "https://nobody.invalid/"
 _GENERATING: Final = 0
 _SUCCESS: Final = 1
 
@@ -138,6 +139,8 @@ def _asked(request: Request, model: Model) -> tuple[str, dict[str, Any]]:
         asked["outputFormat"] = "png"
         return "/generate-2", asked
     asked |= {"type": _FROM_IMAGE if urls else _TO_IMAGE, "numImages": 1, "image_size": "1:1"}
+    # Documented as required, also for those who poll.
+    asked.setdefault("callBackUrl", _NOBODY)
     if request.watermark:
         asked["watermark"] = request.watermark
     return "/generate", asked
