@@ -71,7 +71,6 @@ def test_k_of_n_pictures_cost_k_times_one(tenths: int, n: int, pixels: tuple[int
 
 
 def test_an_operators_file_changes_prices_and_adds_models(tmp_path: Path) -> None:
-    """mission: 228"""
     path = tmp_path / "prices.toml"
     path.write_text(
         '["openai/dall-e-3"]\ncredits = "7.5"\n'

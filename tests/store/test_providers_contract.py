@@ -86,7 +86,7 @@ async def test_a_request_is_sent_once(world: ProvidersWorld, provider: str) -> N
 async def test_a_wrong_request_is_refused_before_it_is_sent(
     world: ProvidersWorld, provider: str, fields: dict[str, object], field: str
 ) -> None:
-    """mission: 25, 49, 157"""
+    """mission: 25, 49"""
     with pytest.raises(errors.InvalidRequest) as caught:
         await world.submit(world.request(provider, **fields))
 

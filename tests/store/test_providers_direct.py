@@ -141,7 +141,6 @@ async def test_several_pictures_in_one_call(world: ProvidersWorld) -> None:
 
 
 async def test_references_go_to_edits(world: ProvidersWorld) -> None:
-    """mission: 18, 232"""
     fields, _ = await draw_one(world, "openai/gpt-image-1", width=1024, height=1024, references=(PICTURE,))
 
     assert world.fake.calls[-1].path == "/openai/v1/images/edits"
@@ -165,7 +164,7 @@ async def test_our_unpaid_bill_at_openai_is_not_the_users_mistake(world: Provide
 async def test_openrouter_says_what_it_cost(world: ProvidersWorld) -> None:
     """To the last digit.
 
-    mission: 2, 79
+    mission: 2
     """
     done = await world.draw(world.request("openrouter"))
 

@@ -52,7 +52,6 @@ async def test_other_sizes_are_refused_by_nanobanana(world: ProvidersWorld) -> N
 
 
 async def test_references_of_nanobanana_are_addresses(world: ProvidersWorld) -> None:
-    """mission: 17, 18"""
     fields = await sent(world, "nanobanana", references=(PICTURE,), callback_url="https://x.example.org/back/1")
     assert fields["type"] == "IMAGETOIAMGE"
     assert fields["imageUrls"] == ["https://files.example.org/a.png"]
@@ -116,7 +115,6 @@ async def test_the_addresses_of_a_task_at_fal_leave_out_the_sub_path(world: Prov
 
 
 async def test_a_reference_goes_to_fals_other_path(world: ProvidersWorld) -> None:
-    """mission: 18"""
     fields = await sent(world, "fal-ai/flux/dev", references=(PICTURE,), options={"strength": 0.5})
 
     assert world.fake.calls[-1].path == "/fal/fal-ai/flux/dev/image-to-image"

@@ -52,7 +52,6 @@ async def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(
 
 @pytest.mark.parametrize("provider", REMOTE)
 async def test_a_users_own_key_is_used_for_every_call(world: ProvidersWorld, provider: str) -> None:
-    """mission: 4"""
     own = "own-account:own-key-1" if provider == "workers_ai" else "own-key-1"
     adapter = world.providers[provider]
 
@@ -66,7 +65,7 @@ async def test_a_users_own_key_is_used_for_every_call(world: ProvidersWorld, pro
 
 @pytest.mark.parametrize("provider", ALL)
 async def test_every_call_is_one_line(world: ProvidersWorld, provider: str) -> None:
-    """mission: 57, 216, 235"""
+    """mission: 216"""
     with capture_logs() as lines:
         found = await world.submit(world.request(provider))
         if isinstance(found, Task):
@@ -78,6 +77,22 @@ async def test_every_call_is_one_line(world: ProvidersWorld, provider: str) -> N
         assert (line["provider"], line["model"], line["code"]) == (provider, MODEL_OF[provider], "ok")
         assert line["took_ms"] >= 0
         assert {"status", "cost_usd", "call"} <= line.keys()
+
+
+@pytest.mark.parametrize("provider", REMOTE)
+async def test_a_call_that_fails_is_one_line_that_says_how(world: ProvidersWorld, provider: str) -> None:
+    """In the provider's words, with what an operator needs to find it.
+
+    mission: 57
+    """
+    world.fake.script(provider, "status 429 2")
+
+    with capture_logs() as lines, pytest.raises(errors.RateLimited):
+        await world.submit(world.request(provider))
+
+    [line] = lines
+    assert (line["log_level"], line["status"], line["code"]) == ("warning", 429, "rate_limited")
+    assert line["detail"].startswith("status 429: ")
 
 
 @pytest.mark.parametrize("provider", REMOTE)

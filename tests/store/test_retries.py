@@ -101,7 +101,7 @@ def test_retry_after_may_be_a_date() -> None:
 
 @pytest.mark.parametrize("kind", EVERY)
 def test_every_error_has_its_code_and_words_for_people(kind: type[GenerationError]) -> None:
-    """mission: 61, 64, 65"""
+    """mission: 65"""
     error = kind("x")
 
     assert isinstance(error, StoreError)
