@@ -1,5 +1,10 @@
 """Generation: how a prompt becomes a picture.
 
-providers/  who makes the picture: one file per provider
-scenes/     what the builtin provider can draw
+models.py     the models and what each can do; limits.py: the checks, and a request split into calls
+pricing.py    credits and dollars, from prices.toml and an operator's file
+retries.py    which errors are tried again, and when
+errors.py     every error that making a picture can end in
+config.py     where the providers are, and our keys there
+providers/    who makes the picture: one file per provider
+scenes/       what the builtin provider can draw
 """
