@@ -8,9 +8,9 @@ sync          pulls and sweeps; seed: a replica from nothing
 cluster       Ray: starts hosts and keeps them                        metrics, config, errors
 """
 
-from actors.client import ReplicaClient
+from actors.client import Question, ReplicaClient
 from actors.errors import Behind, CallError, Overloaded, ReplicaError, Retryable, Seeding
-from actors.messages import AuditReport, Outcome, PageState, ReplicaInfo
+from actors.messages import AuditReport, Outcome, PageHead, ReplicaInfo
 from actors.metrics import BUCKETS_S, HostStats
 from actors.pages import Page
 from actors.schema import user_version
@@ -19,10 +19,11 @@ from actors.seed import seed as seed_file
 __all__ = [
     # what the gateway asks with
     "ReplicaClient",
+    "Question",
     "seed_file",
     "Outcome",
     "Page",
-    "PageState",
+    "PageHead",
     "user_version",
     "AuditReport",
     "ReplicaInfo",

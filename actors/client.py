@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -29,10 +29,11 @@ from actors.messages import (
 )
 from actors.metrics import HostStats
 from actors.pages import Page, Pages
+from actors.wire import WireClient
 from store.epoch import Bookmark
 from store.hosts import HostRow
 
-__all__ = ["ReplicaClient"]
+__all__ = ["Question", "ReplicaClient"]
 
 log = structlog.get_logger()
 
@@ -44,6 +45,17 @@ _TOUCH_S: Final = 1.0
 #: A host answers at the deadline of a call at the latest: one that is later than this does not answer at all.
 _GRACE_S: Final = 0.25
 _encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class Question(NamedTuple):
+    """A read under way: its reply, and what was known when it was sent."""
+
+    reply: asyncio.Future[PageReply]
+    user: str
+    encoded: bytes
+    kept: Page | None
+    host: KnownHost
+    wire: WireClient
 
 
 class ReplicaClient:
@@ -111,14 +123,44 @@ class ReplicaClient:
             CallError: Retryable, Overloaded, Seeding or Behind; the primary may answer instead.
         """
         host = self.membership.host_of(user)
-        wire = host.wire or await self.membership.wire_of(host)
+        if host.wire is None:
+            await self.membership.wire_of(host)
+        question = self.ask(user, encoded, floor, timeout_s, max_wait_ms, max_age_s, validate, stale_ok)
+        if question is None:
+            raise Retryable(f"the connection to host {host.row.id} is lost")
+        return self.take(question, await question.reply)
+
+    def ask(
+        self,
+        user: str,
+        encoded: bytes,
+        floor: Bookmark | None,
+        timeout_s: float,
+        max_wait_ms: int = 250,
+        max_age_s: int = -1,
+        validate: bool = False,
+        stale_ok: bool = False,
+    ) -> Question | None:
+        """`read` in two parts, for who cannot wait; None when there is no connection to the host yet.
+
+        Raises:
+            CallError: nobody can be asked.
+        """
+        host = self.membership.host_of(user)
+        wire = host.wire
+        if wire is None:
+            return None
         epoch, version = floor or ("", 0)
         kept = self.pages.get(user, encoded)
         have = 0 if kept is None else kept.stamp
         request = ReadRequest(
             user, encoded, int(timeout_s * 1000), epoch, version, have, max_wait_ms, max_age_s, validate, stale_ok
         )
-        reply: PageReply = await wire.request(Type.READ, _encode(request), timeout_s)
+        return Question(wire.request(Type.READ, _encode(request), timeout_s), user, encoded, kept, host, wire)
+
+    def take(self, question: Question, reply: PageReply) -> tuple[PageHead, Page | None]:
+        """What the `reply` to a question says; see `read`."""
+        _, user, encoded, kept, host, wire = question
         head = reply.head
         if head.state == PageState.MISSING:
             return head, None

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
-from actors import Behind, CallError, Outcome, Overloaded, Page, ReplicaClient, Seeding
+from actors import Behind, CallError, Outcome, Overloaded, Page, PageHead, Question, ReplicaClient, Seeding
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
 from store.gallery import query_hash
@@ -98,16 +98,38 @@ class Reads:
         bookmark, _, _, max_staleness_s, validate = wish
         if validate:
             return None
-        floor = self.floors.get(user)
+        floor = served = self.floors.get(user)
         if bookmark is not None and (floor is None or bookmark.is_after(*floor)):
             floor = bookmark
         found = self._client.glance(user, encoded, floor, max_age_s=max_staleness_s)
         if found is None:
             return None
         page, age_s = found
-        if page.at != floor:
+        if page.at != served:  # a bookmark may have asked for more than was ever served here
             self.floors.raise_to(user, page.at)
         return Read(page.at, age_s, "replica", "fresh", page.query_hash, page.body, page)
+
+    def ask(self, user: str, encoded: bytes, wish: Wish) -> Question | None:
+        """Ask the user's replica without waiting; None, or a reply that is an error: `read` it.
+
+        Raises:
+            CallError: nobody can be asked.
+        """
+        bookmark, max_wait_ms, on_timeout, max_staleness_s, validate = wish
+        floor = self._floor(user, bookmark)
+        timeout_s = self._timeout_s + max_wait_ms / 1000
+        return self._client.ask(
+            user, encoded, floor, timeout_s, max_wait_ms, max_staleness_s, validate, on_timeout == "stale"
+        )
+
+    def take(self, question: Question) -> Read:
+        """What the replica said to `ask`.
+
+        Raises:
+            CallError: that it cannot answer.
+        """
+        head, page = self._client.take(question, question.reply.result())
+        return self._shown(question.user, head, page)
 
     async def read(self, user: str, encoded: bytes, wish: Wish = ANY) -> Read:
         """The answer for `user`, as fresh as `wish` says.
@@ -117,9 +139,7 @@ class Reads:
             PrimaryUnavailable: neither a replica nor the primary can answer.
         """
         bookmark, max_wait_ms, on_timeout, max_staleness_s, validate = wish
-        floor = served = self.floors.get(user)
-        if bookmark is not None and (floor is None or bookmark.is_after(*floor)):
-            floor = bookmark
+        floor = self._floor(user, bookmark)
         try:
             head, page = await self._client.read(
                 user,
@@ -137,11 +157,21 @@ class Reads:
             if isinstance(refusal, Overloaded) or (isinstance(refusal, Behind) and on_timeout != "primary"):
                 raise
             return await self._from_primary(user, encoded, floor, refusal)
-        at = Bookmark(head.epoch, head.version)
-        if at != served:  # a bookmark may have asked for more than was ever served here
+        return self._shown(user, head, page)
+
+    def _floor(self, user: str, bookmark: Bookmark | None) -> Bookmark | None:
+        floor = self.floors.get(user)
+        return bookmark if bookmark is not None and (floor is None or bookmark.is_after(*floor)) else floor
+
+    def _shown(self, user: str, head: PageHead, page: Page | None) -> Read:
+        if page is None:
+            at, query_hash, body = Bookmark(head.epoch, head.version), head.query_hash, None
+        else:
+            at, query_hash, body = page.at, page.query_hash, page.body
+        if at != self.floors.get(user):  # a bookmark may have asked for more than was ever served here
             self.floors.raise_to(user, at)
-        outcome, query_hash = _OUTCOMES[head.outcome], head.query_hash
-        return Read(at, head.age_s, "replica", outcome, query_hash, None if page is None else page.body)
+        outcome = _OUTCOMES[head.outcome]
+        return Read(at, head.age_s, "replica", outcome, query_hash, body, page if outcome == "fresh" else None)
 
     async def _from_primary(self, user: str, encoded: bytes, floor: Bookmark | None, refusal: CallError) -> Read:
         try:

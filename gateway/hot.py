@@ -31,8 +31,6 @@ class HotRunner(web.AppRunner):
         handle: Any = server.request_handler
         server.request_handler = _shortened(self.app, handle)  # type: ignore[assignment]
         gateway = self.app[GATEWAY]
-        if not gateway.settings.zero_hop:
-            return server
         return RepeatServer(server, Repeats(gateway.auth, gateway.reads, gateway.metrics, gateway.requests))
 
 

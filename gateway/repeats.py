@@ -1,9 +1,9 @@
 """Requests that were asked before, byte for byte, and can be answered from what is at hand.
 
 A client that polls sends the same bytes again and again. The same bytes mean the same request: what they came to (whose
-page, which, how fresh) is remembered, and while the credential is good and shared memory says that the kept page is
-true, the reply is written where the bytes come in: without a parser, a task, a route or a middleware. Everything else
-goes the long way, and ends in the same bytes, counters and log lines.
+page, which, how fresh) is remembered. While the credential is good, the reply is then written from where the bytes come
+in, without a parser, a task, a route or a middleware: when shared memory says that the kept page is true, or when the
+replica says so. Everything else goes the long way, and ends in the same bytes, counters and log lines.
 
 Only a request that came whole, alone, between two others is remembered or recognised: so bytes that continue something
 else (a body, a head that came in two pieces) are never taken for a request of their own.
@@ -18,8 +18,9 @@ from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler
 
+from actors import CallError, Question
 from gateway.auth import Authenticator, Identity
-from gateway.freshness import Reads
+from gateway.freshness import ANY, Read, Reads
 from gateway.metrics import GatewayMetrics
 from gateway.middleware import RequestLog
 from gateway.page import Asked, PageResponse, etag_of, head_of, tags_match
@@ -75,20 +76,44 @@ class Repeats:
             response.asked, header, identity, resource.canonical, request.path, added, request_id
         )
 
-    def answer(self, data: bytes) -> tuple[bytes, bytes] | None:
-        """Head and body (empty for a 304) of the reply to `data`; None when it has to go the long way."""
+    def find(self, data: bytes) -> _Repeat | None:
+        """What `data` came to before, if its credential is still good."""
         repeat = self._known.get(data)
         if repeat is None:
             return None
-        started = time.perf_counter()
         identity = self._auth.known(repeat.header)
-        if identity is not repeat.identity and identity != repeat.identity:
-            return None
+        return repeat if identity is repeat.identity or identity == repeat.identity else None
+
+    def glance(self, repeat: _Repeat) -> Read | None:
+        """The answer, when it is at hand."""
         asked = repeat.asked
-        read = self._reads.glance(asked.user, asked.query, asked.wish)
-        if read is None or read.body is None:
+        return self._reads.glance(asked.user, asked.query, asked.wish)
+
+    def ask(self, repeat: _Repeat) -> Question | None:
+        """Ask the user's replica for the answer; None when it has to go the long way: what may have to wait for the
+        primary is not asked twice."""
+        asked = repeat.asked
+        if asked.wish is not ANY:
             return None
-        is_known = asked.tags is not None and self._is_known(repeat, etag_of(read))
+        try:
+            return self._reads.ask(asked.user, asked.query, asked.wish)
+        except CallError:
+            return None
+
+    def take(self, question: Question) -> Read | None:
+        """What the replica answered; None when it did not, and the request has to go the long way."""
+        if question.reply.cancelled():
+            return None
+        try:
+            read = self._reads.take(question)
+        except CallError:
+            return None
+        return None if read.body is None else read
+
+    def reply(self, repeat: _Repeat, read: Read, started: float) -> tuple[bytes, bytes]:
+        """Head and body (empty for a 304) of the reply, which is counted and logged."""
+        assert read.body is not None
+        is_known = repeat.asked.tags is not None and self._is_known(repeat, etag_of(read))
         added, request_id = repeat.added, repeat.request_id
         if request_id is None:
             request_id = self._requests.next_id()
@@ -108,33 +133,80 @@ class Repeats:
 
 
 class _RepeatHandler(RequestHandler):
-    """One connection. `_whole` holds the bytes of the request under way when they are all that has come since the one
+    """One connection. `whole` holds the bytes of the request under way when they are all that has come since the one
     before; None when that is not sure, and then for the rest of the connection nothing is recognised."""
 
-    __slots__ = ("_is_between", "_repeats", "whole")
+    __slots__ = ("_held", "_is_between", "_is_closing", "_question", "_repeats", "whole")
 
     def __init__(self, manager: Any, repeats: Repeats, **options: Any) -> None:
         super().__init__(manager, **options)
         self._repeats = repeats
         self._is_between = True
         self.whole: bytes | None = None
+        #: What a replica was asked for us; what comes in meanwhile is held back, and so is the end of the connection.
+        self._question: Question | None = None
+        self._held = b""
+        self._is_closing = False
 
     def data_received(self, data: bytes) -> None:
-        if not self._is_between:
-            super().data_received(data)
+        if self._question is not None:
+            self._hold(data)
             return
         waiter = self._waiter
         is_idle = waiter is not None and not waiter.done() and not self._messages
-        if is_idle and not self._paused and not self._close and not self._force_close:
-            reply = self._repeats.answer(data)
-            if reply is not None:
-                assert self.transport is not None
-                self.transport.writelines(reply)
-                assert self._manager is not None
-                self._manager.requests_count += 1
-                self._request_count += 1
-                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-                return
+        if not (self._is_between and is_idle) or self._paused or self._close or self._force_close:
+            self._go_long(data, is_idle=is_idle)
+            return
+        repeat = self._repeats.find(data)
+        if repeat is None:
+            self._go_long(data, is_idle=True)
+            return
+        started = time.perf_counter()
+        read = self._repeats.glance(repeat)
+        if read is not None:
+            self._send(self._repeats.reply(repeat, read, started))
+            return
+        question = self._question = self._repeats.ask(repeat)
+        if question is None:
+            self._go_long(data, is_idle=True)
+            return
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        question.reply.add_done_callback(lambda _: self._replied(repeat, question, data, started))
+
+    def _replied(self, repeat: _Repeat, question: Question, data: bytes, started: float) -> None:
+        self._question = None
+        read = self._repeats.take(question)
+        if self.transport is None or self._force_close:
+            return
+        if read is None:
+            self._go_long(data, is_idle=True)
+        else:
+            self._send(self._repeats.reply(repeat, read, started))
+        held, self._held = self._held, b""
+        if held:
+            self._resume_reading_for_buffer()
+            self.data_received(held)
+        if self._is_closing:
+            super().close()
+
+    def _send(self, reply: tuple[bytes, bytes]) -> None:
+        assert self.transport is not None
+        assert self._manager is not None
+        self.transport.writelines(reply)
+        self._manager.requests_count += 1
+        self._request_count += 1
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+
+    def _hold(self, data: bytes) -> None:
+        self._held += data
+        if len(self._held) > _MAX_BYTES:
+            self._pause_reading_for_buffer()
+
+    def _go_long(self, data: bytes, *, is_idle: bool) -> None:
+        """To aiohttp's parser, as ever."""
+        if not self._is_between:
+            super().data_received(data)
+            return
         before = self._request_count
         super().data_received(data)
         is_whole = (
@@ -147,6 +219,13 @@ class _RepeatHandler(RequestHandler):
         )
         self._is_between = is_whole
         self.whole = data if is_whole and is_idle and len(data) <= _MAX_BYTES else None
+
+    def close(self) -> None:
+        """An answer that is under way is still sent."""
+        if self._question is not None:
+            self._is_closing = True
+        else:
+            super().close()
 
     def learn(self, request: web.BaseRequest, response: PageResponse) -> None:
         """Remember what the request under way came to."""
