@@ -90,9 +90,9 @@ class ReplicaClient:
         self._page_bytes = 0
         self._max_page_bytes = max_page_bytes
         self._tasks: list[asyncio.Task[None]] = []
-        #: Watched users → the position that was last told, and those whose host does not know yet.
+        #: Watched users → the position that was last told, and those whose host does not know yet: who failed is last.
         self._watched: dict[str, Bookmark] = {}
-        self._unplaced: set[str] = set()
+        self._unplaced: dict[str, None] = {}
         #: Hears of watched users: where they are now, and the kinds of rows that changed; None when that is not known.
         self.on_event: Callable[[str, Bookmark, list[str] | None], None] = lambda user, at, kinds: None
         #: Monotonic time at which a heartbeat was last seen to move, of a host that is not stuck; for /readyz.
@@ -258,11 +258,11 @@ class ReplicaClient:
     def watch(self, user: str, known: Bookmark) -> None:
         """Tell `on_event` when `user` moves beyond `known`, until `unwatch`, whichever host they are on."""
         self._watched[user] = known
-        self._unplaced.add(user)
+        self._unplaced[user] = None
 
     def unwatch(self, user: str) -> None:
         self._watched.pop(user, None)
-        self._unplaced.discard(user)
+        self._unplaced.pop(user, None)
         for host in self._hosts.values():
             self._leave(host, user)
 
@@ -274,7 +274,7 @@ class ReplicaClient:
 
     def _replace(self, host: _Host) -> None:
         """The host does not know any more whom we watch."""
-        self._unplaced |= host.watching & self._watched.keys()
+        self._unplaced.update(dict.fromkeys(host.watching & self._watched.keys()))
         host.watching.clear()
 
     def _hear(self, event: Event) -> None:
@@ -287,6 +287,8 @@ class ReplicaClient:
             await asyncio.sleep(_WATCH_S)
             if self._unplaced:
                 users = list(itertools.islice(self._unplaced, _MAX_WATCHES))
+                for user in users:  # those of a host that is away must not keep the others waiting
+                    self._unplaced[user] = self._unplaced.pop(user)
                 await asyncio.gather(*map(self._place_watch, users), return_exceptions=True)
 
     async def _place_watch(self, user: str) -> None:
@@ -305,7 +307,7 @@ class ReplicaClient:
             self._leave(host, user)
             return
         if user in host.watching:
-            self._unplaced.discard(user)
+            self._unplaced.pop(user, None)
         position = msgspec.msgpack.decode(body, type=Position)
         at = Bookmark(position.epoch, position.version)
         if at.epoch and at.is_after(*self._watched[user]):
@@ -403,7 +405,7 @@ class ReplicaClient:
         if live != self._live:
             self._live = live
             self._placed.clear()
-            self._unplaced.update(self._watched)
+            self._unplaced.update(dict.fromkeys(self._watched))
         newest = max((row.heartbeat for row in rows if row.state != "stuck"), default=0.0)
         if newest != self._newest_beat:
             self._newest_beat, self.beat_seen_at = newest, time.monotonic()
