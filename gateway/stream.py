@@ -46,11 +46,11 @@ class Stream:
     def begin(self, missed: Missed, *, is_return: bool) -> None:
         """Start at the head, for one who comes back with what was missed; what came in meanwhile follows."""
         self.at = head = missed.head
-        self._messages = [_start(head)]
         if is_return and missed.changes is None:
-            self._messages.append(_resync(head))
+            self._messages = [_resync(head)]
         elif is_return:
-            self._messages += [_change(Bookmark(head.epoch, at), kinds) for at, kinds in missed.changes or ()]
+            self._messages = [_change(Bookmark(head.epoch, at), kinds) for at, kinds in missed.changes or ()]
+        self._messages.insert(0, _start(None if self._messages else head))
         early, self._early = self._early, []
         for position, kinds in early:
             self.tell(position, kinds)
@@ -97,9 +97,10 @@ class Stream:
             self._waiting.set_result(None)
 
 
-def _start(at: Bookmark) -> bytes:
-    # Without data nothing is dispatched, but the listener's last event id is set: it can come back from here.
-    return f"retry: {random.randint(*_RETRY_MS)}\nid: {at}\n\n".encode()
+def _start(at: Bookmark | None) -> bytes:
+    # Without data nothing is dispatched, but the listener's last event id is set: it can come back from here. Not when
+    # something follows: who got this and not the rest would come back from beyond what it missed.
+    return f"retry: {random.randint(*_RETRY_MS)}\n".encode() + (b"\n" if at is None else f"id: {at}\n\n".encode())
 
 
 def _change(at: Bookmark, kinds: list[str]) -> bytes:

@@ -30,15 +30,21 @@ class Listener:
         self.answer = answer
         self.last_id = ""
         self.comments = 0
+        self._early: list[Message] = []
 
     async def begun(self) -> str:
-        """The position at which the stream starts."""
-        while not self.last_id:
-            await self._block()
+        """The position at which the stream starts, or its first message's."""
+        async with asyncio.timeout(10):
+            while not self.last_id:
+                message = await self._block()
+                if message is not None:
+                    self._early.append(message)
         return self.last_id
 
     async def next(self, *, timeout_s: float = 10.0) -> Message:
         """The next event that is dispatched."""
+        if self._early:
+            return self._early.pop(0)
         async with asyncio.timeout(timeout_s):
             while True:
                 message = await self._block()
@@ -55,19 +61,20 @@ class Listener:
 
     async def _block(self) -> Message | None:
         """One block, up to its empty line; None when it dispatches nothing."""
-        event, data = "message", []
+        event, last_id, data = "message", self.last_id, []
         while line := (await self._line()).rstrip("\n"):
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
             if name == "id":
-                self.last_id = value
+                last_id = value
             elif name == "event":
                 event = value
             elif name == "data":
                 data.append(value)
             elif name == "":
                 self.comments += 1
-        return Message(self.last_id, event, json.loads("\n".join(data))) if data else None
+        self.last_id = last_id  # not before the empty line: a block that breaks off counts for nothing
+        return Message(last_id, event, json.loads("\n".join(data))) if data else None
 
     async def _line(self) -> str:
         line = await self.answer.content.readline()
