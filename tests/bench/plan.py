@@ -21,13 +21,14 @@ class Plan(NamedTuple):
     seeds: int
     active_users: int
     imported: int
+    streams: int
 
 
 FULL: Final = Plan(
     "full", rounds=5, round_s=4, latency_rounds=3, latency_s=3, rotating_users=200, writes=300,
-    reads_after_write=200, seeds=40, active_users=2000, imported=500,
+    reads_after_write=200, seeds=40, active_users=2000, imported=500, streams=5000,
 )  # fmt: skip
 QUICK: Final = Plan(
     "quick", rounds=3, round_s=2, latency_rounds=3, latency_s=1, rotating_users=200, writes=300,
-    reads_after_write=50, seeds=20, active_users=400, imported=150,
+    reads_after_write=50, seeds=20, active_users=400, imported=150, streams=1000,
 )  # fmt: skip
