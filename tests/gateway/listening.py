@@ -6,13 +6,31 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 
+from actors.host import ReplicaHost
+from tests.gateway.link import PrimaryLink
 from tests.world import World
 
-__all__ = ["Listener", "Message", "listening"]
+__all__ = ["FarWorld", "Listener", "Message", "listening"]
+
+
+class FarWorld(World):
+    """Its gateway reaches the primary over a link, its host without."""
+
+    def __init__(self, data: Path, link: PrimaryLink, database: str) -> None:
+        super().__init__(data, link.url)
+        self._near = database
+
+    async def start_host(self, slot: int) -> ReplicaHost:
+        far, self.database = self.database, self._near
+        try:
+            return await super().start_host(slot)
+        finally:
+            self.database = far
 
 
 class Message(NamedTuple):

@@ -23,23 +23,8 @@ from store import api_keys
 from store.epoch import Bookmark, rotate
 from tests.gateway.asking import bookmark_of, ids_of, replica_of, running
 from tests.gateway.link import PrimaryLink
-from tests.gateway.listening import Listener, Message, listening
+from tests.gateway.listening import FarWorld, Listener, Message, listening
 from tests.world import Reply, World, add_images, until
-
-
-class FarWorld(World):
-    """Its gateway reaches the primary over a link, its host without."""
-
-    def __init__(self, data: Path, link: PrimaryLink, database: str) -> None:
-        super().__init__(data, link.url)
-        self._near = database
-
-    async def start_host(self, slot: int) -> ReplicaHost:
-        far, self.database = self.database, self._near
-        try:
-            return await super().start_host(slot)
-        finally:
-            self.database = far
 
 
 async def sql_images(world: World, user: str, count: int = 1) -> Bookmark:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from random import Random
 
 import aiohttp
 import pytest
 
+from actors.errors import CallError
 from actors.host import ReplicaHost
 from store.epoch import Bookmark, rotate
 from store.errors import PrimaryUnavailable
 from store.primary import Primary
 from tests.gateway.asking import running
 from tests.gateway.link import PrimaryLink
-from tests.gateway.listening import Message, listening
+from tests.gateway.listening import FarWorld, Message, listening
 from tests.world import World, add_images, until
 
 _USERS = ["ana", "bo", "cleo"]
@@ -28,12 +29,12 @@ _JOB = "insert into jobs (owner_id, prompt, provider, model) values ($1, '', 'p'
 class Ears:
     """A listener that comes and goes, as an EventSource does: each time with the last id that it was given."""
 
-    def __init__(self, world: World, user: str, random: Random) -> None:
+    def __init__(self, world: World, user: str, random: Random, *, stays: bool) -> None:
         self.world, self.user, self.random = world, user, random
         self.last_id: str | None = None
         self.start: Bookmark | None = None
         self.heard: list[Message] = []
-        self.stays = False  # from now on it does not leave by itself
+        self.stays = stays  # it does not leave by itself
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -76,8 +77,8 @@ class Ears:
 class Storm:
     """Does random things to a world of two hosts, to whom writes or listens, and to the ways between."""
 
-    def __init__(self, world: World, near: Primary, link: PrimaryLink, seed: int) -> None:
-        self.world, self.near, self.link, self.random = world, near, link, Random(seed)
+    def __init__(self, world: World, near: Primary, links: list[PrimaryLink], seed: int) -> None:
+        self.world, self.near, self.links, self.random = world, near, links, Random(seed)
         self.hosts: list[ReplicaHost] = []
         self.done: list[str] = []
 
@@ -85,7 +86,7 @@ class Storm:
         """One thing."""
         things: dict[Callable[[str], Awaitable[object]], int] = {
             self.upload: 8, self.plain: 8, self.both: 4, self.bulk: 1, self.passivate: 4, self.reseed: 2,
-            self.disconnect: 3, self.restart: 1, self.cut: 2, self.rotate: 1, self.pause: 8,
+            self.disconnect: 3, self.lose: 4, self.restart: 1, self.cut: 2, self.rotate: 1, self.pause: 8,
         }  # fmt: skip
         (thing,) = self.random.choices(list(things), list(things.values()))
         user = self.random.choice(_USERS)
@@ -128,6 +129,24 @@ class Storm:
         for connection in list(self.random.choice(self.hosts)._connections):
             connection.close()
 
+    async def lose(self, user: str) -> None:
+        """What a host tells is lost with its connections, and the replica sleeps when they are back."""
+        for host in self.hosts:
+            for connection in host._connections:
+                connection.tell = lambda event: None  # type: ignore[method-assign]
+        await self.plain(user)
+        host = self.hosts[self.world.gateway.client._host_of(user).row.id == "test:1"]
+        try:
+            await host._replicas.sync(user)
+        finally:
+            if self.random.random() < 0.7:
+                host._replicas.passivate(user)
+            if self.random.random() < 0.7:
+                await self.plain(user)
+            for host in self.hosts:
+                for connection in list(host._connections):
+                    connection.close()
+
     async def restart(self, user: str) -> None:
         slot = self.random.randrange(len(self.hosts))
         await self.hosts[slot].stop()
@@ -135,11 +154,16 @@ class Storm:
         self.hosts[slot] = await self.world.start_host(slot)
 
     async def cut(self, user: str) -> None:
-        """The primary is away for gateway and hosts; somebody else goes on writing."""
-        await self.link.cut()
+        """The primary is away for the gateway, for the hosts, or for both; somebody else goes on writing."""
+        cut = self.random.choice([self.links, self.links[:1], self.links[1:]])
+        for link in cut:
+            await link.cut()
+        if self.random.random() < 0.5:
+            await self.reseed(user)
         await self.plain(user)
-        await asyncio.sleep(self.random.random() * 0.5)
-        await self.link.open()
+        await asyncio.sleep(self.random.random() * 2)
+        for link in cut:
+            await link.open()
 
     async def rotate(self, user: str) -> None:
         await rotate(self.near)
@@ -160,23 +184,34 @@ async def truth(near: Primary, user: str) -> tuple[Bookmark, dict[int, set[str]]
     return Bookmark(*head), {row["version"]: set(row["kinds"]) for row in rows}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.fixture
+async def hosts_link(database: str) -> AsyncIterator[PrimaryLink]:
+    """Another way to the fresh database."""
+    made = PrimaryLink(database)
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
 @pytest.mark.timeout(110)
-async def test_no_listener_misses_anything(tmp_path: Path, database: str, link: PrimaryLink, seed: int) -> None:
+async def test_no_listener_misses_anything(
+    tmp_path: Path, database: str, link: PrimaryLink, hosts_link: PrimaryLink, seed: int
+) -> None:
     """Writes with and without pokes, bulk, replicas closed and made anew, hosts restarted, connections lost, the
     primary away, epochs rotated, listeners coming and going: every version is named with its kinds, or a resync is."""
     near = await Primary.open(database, name="storm", size=2)
-    async with running(World(tmp_path / "data", link.url)) as world:
-        storm = Storm(world, near, link, seed)
+    async with running(FarWorld(tmp_path / "data", link, hosts_link.url)) as world:
+        storm = Storm(world, near, [link, hosts_link], seed)
         storm.hosts = [world.host, await world.start_host(1)]
-        all_ears = [Ears(world, user, Random(f"{seed} {user} {n}")) for user in _USERS for n in range(2)]
+        all_ears = [Ears(world, user, Random(f"{seed} {user} {n}"), stays=n == 0) for user in _USERS for n in range(2)]
         tasks = [asyncio.create_task(ears.run()) for ears in all_ears]
         await until(lambda: all(ears.start is not None for ears in all_ears))
 
         for _ in range(_ACTIONS):
             try:
                 await storm.happen()
-            except PrimaryUnavailable:
+            except (PrimaryUnavailable, CallError):
                 storm.done[-1] += " in vain"
         for ears in all_ears:
             ears.stays = True
