@@ -46,11 +46,12 @@ class Stream:
     def begin(self, missed: Missed, *, is_return: bool) -> None:
         """Start at the head, for one who comes back with what was missed; what came in meanwhile follows."""
         self.at = head = missed.head
+        messages: list[bytes] = []
         if is_return and missed.changes is None:
-            self._messages = [_resync(head)]
+            messages = [_resync(head)]
         elif is_return:
-            self._messages = [_change(Bookmark(head.epoch, at), kinds) for at, kinds in missed.changes or ()]
-        self._messages.insert(0, _start(None if self._messages else head))
+            messages = [_change(Bookmark(head.epoch, at), kinds) for at, kinds in missed.changes or ()]
+        self._messages = [_start(None if messages else head), *messages]
         early, self._early = self._early, []
         for position, kinds in early:
             self.tell(position, kinds)
@@ -74,7 +75,7 @@ class Stream:
             self._wake()
 
     def keep_alive(self) -> None:
-        if not self._messages:
+        if self.at is not None and not self._messages:
             self._messages.append(_KEEPALIVE)
             self._wake()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -394,20 +396,28 @@ async def test_a_listener_that_does_not_read_is_sent_one_resync_for_what_it_miss
 async def test_unsent_bytes_of_a_listener_that_does_not_read_are_few(shared: World, user: str) -> None:
     """A stream waits for its socket, and writes no more than the mark at which it is full."""
     at = await sql_images(shared, user)
-    async with raw_stream(shared, user, receive_bytes=4096):
-        (stream,) = await until(lambda: streams_of(shared.gateway, user))
-        await until(lambda: is_watched(shared, user))
-        most = 0
-        for version in range(at.version + 1, at.version + 100_001):
+    versions = itertools.count(at.version + 1)
+    most = 0
+
+    async def tell(count: int) -> None:
+        nonlocal most
+        for version in itertools.islice(versions, count):
             shared.gateway.client.on_event(user, Bookmark(at.epoch, version), ["images"])
             if version % 40 == 0:
                 await asyncio.sleep(0)
-                assert stream._transport is not None
-                most = max(most, stream._transport.get_write_buffer_size())  # type: ignore[attr-defined]
-        assert 0 < most < 32 * 1024
+                sizes = [stream._transport.get_write_buffer_size() for stream in streams_of(shared.gateway, user)]
+                most = max(most, *sizes)
+
+    async with AsyncExitStack() as stack:
+        for number in range(1, 5):  # each has been sent another number of bytes when its socket is full
+            await stack.enter_async_context(raw_stream(shared, user, receive_bytes=4096))
+            await until(lambda number=number: len(streams_of(shared.gateway, user)) == number)
+            await tell(200)
+        await tell(100_000)
+        assert 0 < most < 24 * 1024
 
 
-def streams_of(gateway: Gateway, user: str) -> list[object]:
+def streams_of(gateway: Gateway, user: str) -> list[Any]:
     """The user's streams that have begun."""
     topic = gateway.streams._topics.get(user)
     return [stream for stream in topic.streams if stream.at is not None] if topic is not None else []

@@ -43,6 +43,17 @@ async def test_a_new_listener_learns_where_it_is() -> None:
     assert start == {"id": f"{EPOCH}.7"}
 
 
+async def test_a_stream_that_is_kept_alive_before_it_begins_is_told_where_it_is() -> None:
+    """Thousands may wait for their turn to begin."""
+    stream = Stream("ana", "Bearer x", None)
+    stream.keep_alive()
+    stream.begin(Missed(at(7), []), is_return=False)
+
+    (start,) = await blocks(stream)
+
+    assert start["id"] == f"{EPOCH}.7"
+
+
 async def test_who_comes_back_is_given_no_position_before_what_it_missed() -> None:
     """Cut off after the first block, it comes back from where it was, and not from beyond what it was to be told."""
     for missed in (Missed(at(9), [(8, ["images"]), (9, ["jobs"])]), Missed(at(9), None)):
