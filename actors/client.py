@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
@@ -14,13 +13,10 @@ from actors.errors import CallError, Retryable
 from actors.membership import KnownHost, Membership
 from actors.messages import (
     AuditReport,
-    CallRequest,
-    Event,
     PageHead,
     PageReply,
     PageState,
     PokeRequest,
-    Position,
     ReadRequest,
     ReplicaInfo,
     SyncReply,
@@ -29,6 +25,7 @@ from actors.messages import (
 )
 from actors.metrics import HostStats
 from actors.pages import Page, Pages
+from actors.watching import Watching
 from actors.wire import WireClient
 from store.epoch import Bookmark
 from store.hosts import HostRow
@@ -37,13 +34,8 @@ __all__ = ["Question", "ReplicaClient"]
 
 log = structlog.get_logger()
 
-#: How often, and how many at a time, watches are made known to hosts.
-_WATCH_S: Final = 0.02
-_MAX_WATCHES: Final = 500
 #: How often hosts hear who was served without them.
 _TOUCH_S: Final = 1.0
-#: A host answers at the deadline of a call at the latest: one that is later than this does not answer at all.
-_GRACE_S: Final = 0.25
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -77,19 +69,15 @@ class ReplicaClient:
             with_slots=zero_hop and max_page_bytes > 0,
             on_lost=self._lost,
             on_moved=self._moved,
-            on_event=self._hear,
+            on_event=lambda event: self.watching.hear(event),
         )
-        #: Watched users → the position that was last told, and those whose host does not know yet.
-        self._watched: dict[str, Bookmark] = {}
-        self._unplaced: set[str] = set()
-        #: Hears of watched users: where they are now, and the kinds of rows that changed; None when that is not known.
-        self.on_event: Callable[[str, Bookmark, list[str] | None], None] = lambda user, at, kinds: None
+        self.watching = Watching(self.membership)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Learn the hosts, and keep learning. Ended by `close`."""
         await self.membership.start()
-        self._tasks = [asyncio.create_task(loop()) for loop in (self._keep_watching, self._keep_touching)]
+        self._tasks = [asyncio.create_task(loop()) for loop in (self.watching.keep, self._keep_touching)]
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -277,70 +265,12 @@ class ReplicaClient:
         return await self._call(self.membership.host_of(user), kind, user, timeout_s, **options)
 
     async def _call(self, host: KnownHost, kind: Type, user: str, timeout_s: float, **options: Any) -> bytes:
-        wire = await self.membership.wire_of(host)
-        request = CallRequest(int(timeout_s * 1000), user, **options)
-        body: bytes = await wire.request(kind, _encode(request), timeout_s + _GRACE_S)
-        return body
-
-    # --- watching -------------------------------------------------------------------------------------------------
-
-    def watch(self, user: str, known: Bookmark) -> None:
-        """Tell `on_event` when `user` moves beyond `known`, until `unwatch`, whichever host they are on."""
-        self._watched[user] = known
-        self._unplaced.add(user)
-
-    def unwatch(self, user: str) -> None:
-        self._watched.pop(user, None)
-        self._unplaced.discard(user)
-        for host in self.membership.hosts.values():
-            self._leave(host, user)
-
-    def _leave(self, host: KnownHost, user: str) -> None:
-        if user in host.watching:
-            host.watching.discard(user)
-            if host.wire is not None:
-                host.wire.notify(Type.UNWATCH, _encode(CallRequest(0, user)))
+        return await self.membership.call(host, kind, user, timeout_s, **options)
 
     def _lost(self, host: KnownHost) -> None:
         self.pages.distrust()
-        self._unplaced |= host.watching & self._watched.keys()
-        host.watching.clear()
+        self.watching.lost(host)
 
     def _moved(self) -> None:
         self.pages.distrust()
-        self._unplaced.update(self._watched)
-
-    def _hear(self, event: Event) -> None:
-        if event.user in self._watched:
-            self._watched[event.user] = at = Bookmark(event.epoch, event.version)
-            self.on_event(event.user, at, None if event.is_whole else event.kinds)
-
-    async def _keep_watching(self) -> None:
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            if self._unplaced:
-                users = list(itertools.islice(self._unplaced, _MAX_WATCHES))
-                await asyncio.gather(*map(self._place_watch, users), return_exceptions=True)
-
-    async def _place_watch(self, user: str) -> None:
-        """Tell the user's host; what fails is tried again a moment later."""
-        host, known = self.membership.host_of(user), self._watched[user]
-        for other in self.membership.hosts.values():
-            if other is not host:
-                self._leave(other, user)
-        host.watching.add(user)
-        try:
-            body = await self._call(host, Type.WATCH, user, 1.0, epoch=known.epoch, version=known.version)
-        except CallError:
-            host.watching.discard(user)
-            raise
-        if user not in self._watched:
-            self._leave(host, user)
-            return
-        if user in host.watching:
-            self._unplaced.discard(user)
-        position = msgspec.msgpack.decode(body, type=Position)
-        at = Bookmark(position.epoch, position.version)
-        if at.epoch and at.is_after(*self._watched[user]):
-            self._watched[user] = at
-            self.on_event(user, at, None)
+        self.watching.moved()

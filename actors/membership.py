@@ -10,12 +10,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 import structlog
 
 from actors.errors import CallError, Retryable
-from actors.messages import Event
+from actors.messages import CallRequest, Event, Type
 from actors.placement import first
 from actors.slots import open_slots
 from actors.wire import WireClient
@@ -31,6 +32,9 @@ _EXPIRE_S: Final = 0.02
 _CONNECT_S: Final = 1.0
 _BREAKER_S: Final = (0.25, 2.0)  # first and longest pause
 _MAX_PLACED: Final = 200_000
+#: A host answers at the deadline of a call at the latest: one that is later than this does not answer at all.
+_GRACE_S: Final = 0.25
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class KnownHost:
@@ -140,6 +144,17 @@ class Membership:
         if host.wire is not None:
             return host.wire
         return await asyncio.shield(self.connect_soon(host))
+
+    async def call(self, host: KnownHost, kind: Type, user: str, timeout_s: float, **options: Any) -> bytes:
+        """The reply to a call that is not a read; `options` are fields of `CallRequest`.
+
+        Raises:
+            CallError: the host's refusal, or it does not answer.
+        """
+        wire = await self.wire_of(host)
+        request = CallRequest(int(timeout_s * 1000), user, **options)
+        body: bytes = await wire.request(kind, _encode(request), timeout_s + _GRACE_S)
+        return body
 
     async def _connect(self, host: KnownHost) -> WireClient:
         loop = asyncio.get_running_loop()

@@ -206,7 +206,8 @@ class Replicas:
             self._wake(user)
 
     async def sweep(self) -> None:
-        """See `Sync.sweep`; and wake those who sleep, have moved, and are watched.
+        """See `Sync.sweep`; wake those who sleep, have moved, and are watched; and tell of those who are open and ahead
+        of what was told: what moved them may have been told to a connection that broke.
 
         Raises:
             PrimaryUnavailable: nothing is known; ages go on growing.
@@ -215,6 +216,9 @@ class Replicas:
         for user, head in heads.items():
             if user not in self._active and self.watches.has_moved(user, head):
                 self._wake(user)
+        for user in self.watches.awake(self._active):
+            at = self._active[user].position
+            self.watches.tell(user, at, at)
 
     def _wake(self, user: str) -> None:
         """Bring a watched replica that sleeps to head: those who watch it hear what changed."""

@@ -77,6 +77,10 @@ class Watches:
         """The watched users who are not `awake`."""
         return [user for user in self._watches if user not in awake]
 
+    def awake(self, awake: Container[str]) -> list[str]:
+        """The watched users who are."""
+        return [user for user in self._watches if user in awake]
+
     def has_moved(self, user: str, head: Bookmark) -> bool:
         """Whether the primary's `head` is news to those who watch `user`."""
         watch = self._watches.get(user)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 from pathlib import Path
@@ -40,6 +41,7 @@ async def serve_gateway(
     Raises:
         SettingError: the port cannot be had.
     """
+    _raise_file_limit()
     gateway = Gateway(
         data, primary_url=primary_url, store=store, settings=settings, wire_secret=wire_secret, index=index
     )
@@ -62,3 +64,11 @@ async def serve_gateway(
     await stop.wait()
     await runner.cleanup()
     log.info("gateway.stopped")
+
+
+def _raise_file_limit() -> None:
+    """Each event stream is an open file, and a shell's usual 1,024 are too few of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        hard = 1_048_576
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

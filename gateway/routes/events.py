@@ -9,6 +9,7 @@ from aiohttp import web
 
 from gateway.middleware import allow_origin
 from gateway.routes.context import GATEWAY, caller, no_parameters
+from gateway.stream import Stream
 from store.epoch import Bookmark
 
 __all__ = ["events"]
@@ -26,7 +27,8 @@ async def events(request: web.Request) -> web.StreamResponse:
     gateway = request.app[GATEWAY]
     given = request.headers.get("Last-Event-ID")
     last = None if given is None else Bookmark.parse(given)
-    stream = await gateway.streams.open(user, request.headers["Authorization"], last, is_return=given is not None)
+    stream = Stream(user, request.headers["Authorization"], request.transport)
+    await gateway.streams.open(stream, last, is_return=given is not None)
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     )
@@ -39,6 +41,7 @@ async def events(request: web.Request) -> web.StreamResponse:
         while data := await stream.next():
             async with asyncio.timeout(_WRITE_S):
                 await response.write(data)
+                await request.writer.drain()  # `write` alone lets 64 KB pass first
     except (ConnectionError, TimeoutError):
         if request.transport is not None:
             request.transport.abort()

@@ -11,11 +11,11 @@ from random import Random
 import pytest
 
 from actors import host as host_module
-from actors import membership
+from actors import membership, watching
 from actors.client import ReplicaClient
 from actors.errors import CallError, Retryable, Seeding
 from actors.host import ReplicaHost
-from actors.messages import PageReply, PageState
+from actors.messages import PageReply, PageState, PokeRequest
 from actors.placement import first
 from store import hosts as hosts_module
 from store.epoch import Bookmark
@@ -310,6 +310,116 @@ async def test_closing_leaves_no_task_and_no_connection(hosts: list[ReplicaHost]
 
     await until(lambda: asyncio.all_tasks() <= before)
     await until(lambda: not hosts[0]._connections and not hosts[1]._connections)
+
+
+# --- watching ---------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """What `on_event` of a client is called with."""
+
+    def __init__(self, client: ReplicaClient) -> None:
+        self.events: list[tuple[str, Bookmark, list[str] | None]] = []
+        client.watching.on_event = lambda user, at, kinds: self.events.append((user, at, kinds))
+
+    def where(self, user: str) -> Bookmark | None:
+        """The last position of `user`."""
+        return next((at for told, at, _ in reversed(self.events) if told == user), None)
+
+
+async def test_watched_users_are_told_of_by_whichever_host_has_them(
+    client: ReplicaClient, hosts: list[ReplicaHost], history: History, galleries: list[str]
+) -> None:
+    """Nobody pokes and nobody reads: the sweeps find it. Who is not watched any more is not told of."""
+    told = Told(client)
+    for user in galleries:
+        client.watching.add(user, await history.head(user))
+    await until(lambda: not client.watching._unplaced)
+    client.watching.remove(galleries[0])
+
+    expected = {}
+    for user in galleries:
+        _, expected[user] = await history.write([user], lambda c, user=user: add_image(c, user))
+    for user in galleries[1:]:
+        await until(lambda user=user: told.where(user) == expected[user])
+
+    assert told.where(galleries[0]) is None
+    assert sum(host.stats().watched for host in hosts) == len(galleries) - 1
+
+
+async def test_watches_follow_their_users_to_the_next_host_and_back(
+    client: ReplicaClient,
+    hosts: list[ReplicaHost],
+    history: History,
+    galleries: list[str],
+    start_host: StartHost,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is missed on the way, and the old host forgets them."""
+    monkeypatch.setattr(hosts_module, "MISSED_S", 1.0)
+    told, user = Told(client), users_of(0)[0]
+    client.watching.add(user, await history.head(user))
+    await until(lambda: not client.watching._unplaced)
+
+    draining = asyncio.create_task(hosts[0].drain())
+    for _ in range(5):
+        _, bookmark = await history.write([user], lambda c: add_image(c, user))
+        await until(lambda bookmark=bookmark: told.where(user) == bookmark)
+    await draining
+    assert hosts[1].stats().watched == 1
+
+    again = await start_host(0)
+    _, bookmark = await history.write([user], lambda c: add_image(c, user))
+    await until(lambda: told.where(user) == bookmark)
+    await until(lambda: (again.stats().watched, hosts[1].stats().watched) == (1, 0))
+
+
+async def test_watches_of_a_host_that_is_away_do_not_keep_others_waiting(
+    client: ReplicaClient,
+    hosts: list[ReplicaHost],
+    history: History,
+    galleries: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It beats and cannot be reached: its users are tried again and again, and the others' watches get their turn."""
+    monkeypatch.setattr(watching, "_MAX_WATCHES", 2)
+    told = Told(client)
+    Path(hosts[0].address.removeprefix("unix:")).unlink()
+    hosts[0]._server.close()
+    for connection in list(hosts[0]._connections):
+        connection.close()
+    await until(lambda: client.membership.hosts["test:0"].wire is None)
+    nowhere = Bookmark("0-0", 0)
+    for user in [*users_of(0), *users_of(1)]:
+        client.watching.add(user, nowhere)
+
+    for user in users_of(1):
+        _, bookmark = await history.write([user], lambda c, user=user: add_image(c, user))
+        await until(lambda user=user, bookmark=bookmark: told.where(user) == bookmark)
+    assert set(client.watching._unplaced) == set(users_of(0))
+
+
+async def test_what_was_told_to_a_lost_connection_is_told_again(
+    client: ReplicaClient, hosts: list[ReplicaHost], history: History, galleries: list[str]
+) -> None:
+    """Where the replica is open, by the answer to the next watch; where it is not, by the sweep."""
+    told = Told(client)
+    user = users_of(0)[0]
+    await read(client, user)
+    client.watching.add(user, await history.head(user))
+    for is_open in (True, False) * 3:
+        await until(lambda: not client.watching._unplaced)
+        for connection in list(hosts[0]._connections):
+            connection.tell = lambda event: None  # type: ignore[method-assign]  # sent, and never received
+        _, bookmark = await history.write([user], lambda c: add_image(c, user))
+        hosts[0].poke(PokeRequest(user, *bookmark))
+        active = hosts[0]._replicas._active.get(user)
+        await until(lambda active=active, bookmark=bookmark: active is None or active.position == bookmark)
+        if not is_open:
+            hosts[0]._replicas.passivate(user)
+        for connection in list(hosts[0]._connections):
+            connection.close()
+        await until(lambda bookmark=bookmark: told.where(user) == bookmark)
 
 
 # --- kept pages -------------------------------------------------------------------------------------------------

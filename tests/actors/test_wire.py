@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 
 from actors import wire
 from actors.errors import Behind, CallError, Overloaded, QueryTooCostly, Retryable, Seeding
-from actors.messages import CallRequest, Outcome, PageHead, PageReply, PageState, PokeRequest, ReadRequest, Type
+from actors.messages import (
+    CallRequest,
+    Event,
+    Outcome,
+    PageHead,
+    PageReply,
+    PageState,
+    PokeRequest,
+    Position,
+    ReadRequest,
+    Type,
+)
 from actors.wire import MAX_FRAME_BYTES, WireClient, WireServer, frame, page_frame
 from tests.world import until
 
@@ -38,6 +49,8 @@ class Host:
         self.release = asyncio.Event()
         self.pokes: list[PokeRequest] = []
         self.ended: list[str] = []
+        self.watched: list[CallRequest] = []
+        self.unwatched: list[str | None] = []
 
     def peek(self, request: ReadRequest) -> tuple[PageHead, bytes] | None:
         if request.user == "now":
@@ -60,6 +73,15 @@ class Host:
     def poke(self, request: PokeRequest) -> None:
         self.pokes.append(request)
 
+    def watch(self, connection: WireServer, request: CallRequest) -> Position:
+        if request.user in self.ERRORS:
+            raise self.ERRORS[request.user](f"because of {request.user}")
+        self.watched.append(request)
+        return Position("1-1", 7)
+
+    def unwatch(self, connection: WireServer, user: str | None) -> None:
+        self.unwatched.append(user)
+
     async def call(self, kind: Type, request: CallRequest) -> Any:
         return [int(kind), request.user]
 
@@ -72,6 +94,7 @@ class Pair:
         self.host = Host()
         self.connections: set[WireServer] = set()
         self.lost: list[WireClient] = []
+        self.events: list[Event] = []
         self._servers: list[asyncio.Server] = []
         self._ends: list[Any] = []
 
@@ -92,7 +115,7 @@ class Pair:
         loop = asyncio.get_running_loop()
 
         def protocol() -> WireClient:
-            return WireClient(secret=secret, on_lost=self.lost.append)
+            return WireClient(secret=secret, on_lost=self.lost.append, on_event=self.events.append)
 
         if port:
             _, client = await loop.create_connection(protocol, "127.0.0.1", port)
@@ -459,6 +482,72 @@ async def test_a_gateway_that_does_not_read_is_not_listened_to(pair: Pair) -> No
     assert not flooding.done()
     flooding.cancel()
     writer.transport.abort()
+
+
+# --- events -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_watch_is_answered_and_what_follows_is_told(pair: Pair) -> None:
+    """Events come without being asked for, between answers, in their order."""
+    await pair.listen()
+    client = await pair.connect()
+    waiting = asyncio.create_task(read(client, "later"))
+
+    body = await client.request(Type.WATCH, encode(CallRequest(1000, "ana", "1-1", 3)), 5)
+    assert msgspec.msgpack.decode(body, type=Position) == Position("1-1", 7)
+    assert pair.host.watched == [CallRequest(1000, "ana", "1-1", 3)]
+    with pytest.raises(Retryable, match="because of Retryable"):
+        await client.request(Type.WATCH, encode(CallRequest(1000, "Retryable")), 5)
+
+    told = [Event("ana", "1-1", version, ["images"], False) for version in range(8, 40)]
+    for event in told:
+        next(iter(pair.connections)).tell(event)
+    await until(lambda: len(pair.events) == len(told))
+    assert pair.events == told
+    assert not waiting.done()
+    pair.host.release.set()
+    await waiting
+
+    client.notify(Type.UNWATCH, encode(CallRequest(0, "ana")))
+    await until(lambda: pair.host.unwatched == ["ana"])
+    client.close()
+    await until(lambda: pair.host.unwatched == ["ana", None])
+
+
+async def test_a_gateway_that_does_not_read_is_told_the_last_of_each_user(pair: Pair) -> None:
+    """One event per user waits for it, whatever happens; what was left out between makes it one of anything."""
+    await pair.listen()
+    reader, _ = await pair.raw()
+    await until(lambda: pair.connections)
+    (connection,) = pair.connections
+    version = 0
+    while not connection._is_full:
+        version += 1
+        connection.tell(Event("filler", "1-1", version, ["x" * 1000], False))
+        await asyncio.sleep(0)
+
+    for number in range(1, 1001):
+        for user in ("ana", "bo"):
+            connection.tell(Event(user, "1-1", number, ["images"], False))
+    connection.tell(Event("once", "1-1", 5, ["jobs"], False))
+    connection.tell(Event("anew", "1-1", 6, [], True))
+    connection.tell(Event("anew", "1-1", 7, ["jobs"], False))
+    assert len(connection._untold) == 4
+    assert not connection._out
+
+    heard: dict[str, Event] = {}
+    while len(heard) < 5:
+        _, kind, body = await next_frame(reader)
+        event = msgspec.msgpack.decode(body, type=Event)
+        assert kind == Type.EVENT
+        assert event.user == "filler" or event.user not in heard
+        heard[event.user] = event
+    assert connection._untold == {}
+    assert {user: (event.version, event.is_whole) for user, event in heard.items()} == {
+        "filler": (version, False), "ana": (1000, True), "bo": (1000, True), "once": (5, False), "anew": (7, True),
+    }  # fmt: skip
+    connection.tell(Event("ana", "1-1", 1001, ["images"], False))
+    assert msgspec.msgpack.decode((await next_frame(reader))[2], type=Event).version == 1001
 
 
 # --- who may connect --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The run: start, import, reads, writes, seeds, sweeps, start again, memory. Exit code 1 when a goal is missed."""
+"""The run: start, import, reads, writes, seeds, sweeps, start again, memory, streams. Exit code 1: a goal is missed."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from tests.bench.process import ROOT
 from tests.bench.reads import PATH, ReadBench
 from tests.bench.result import BenchError, Line, at_least, at_most
 from tests.bench.seeds import SEED_ROWS, measure_seeds
+from tests.bench.streams import measure_streams
 from tests.bench.sweeps import measure_sweeps
 from tests.bench.writes import measure_writes
 
@@ -112,6 +113,10 @@ def _measure(folder: Path, stack: ExitStack, plan: Plan) -> tuple[list[Line], di
     again_s = instance.start()
     _say(f"{plan.active_users} users of {plan.known_users} become active")
     lines += uvloop.run(measure_memory(instance.url, service, warm, many, known_users=plan.known_users))
+    _say(f"starting again, and {plan.streams} event streams")
+    instance.stop()
+    instance.start()
+    lines += uvloop.run(measure_streams(instance, primary_url, warm, streams=plan.streams))
     _say("stopping")
     return [
         *lines,

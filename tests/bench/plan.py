@@ -26,15 +26,16 @@ class Plan(NamedTuple):
     active_users: int
     known_users: int
     imported: int
+    streams: int
 
 
 FULL: Final = Plan(
     "full", rounds=5, round_s=4, latency_rounds=3, latency_s=3, rotating_users=200, writes=300,
     reads_after_write=200, runs=5, arrivals=1000, waits=200, seeds=40, cold_users=5, active_users=5000,
-    known_users=20_000, imported=500,
+    known_users=20_000, imported=500, streams=5000,
 )  # fmt: skip
 QUICK: Final = Plan(
     "quick", rounds=3, round_s=2, latency_rounds=3, latency_s=1, rotating_users=200, writes=300,
     reads_after_write=50, runs=5, arrivals=400, waits=100, seeds=20, cold_users=3, active_users=400,
-    known_users=2000, imported=150,
+    known_users=2000, imported=150, streams=1000,
 )  # fmt: skip

@@ -16,8 +16,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from store.changes import _PULL, START, Change, Cursor, Delta, Reset, changes_since, heads_of, seed_rows
+from store.changes import (
+    _PULL,
+    START,
+    Change,
+    Cursor,
+    Delta,
+    Missed,
+    Reset,
+    changes_since,
+    heads_of,
+    missed_since,
+    seed_rows,
+)
 from store.documents import Documents, Row
+from store.epoch import Bookmark, rotate
+from store.primary import Primary
 from store.tables import REPLICATED, ZERO_NONCE
 from tests.store.test_capture import assert_consistent, flush, insert_image, insert_job, services
 from tests.world import add_images
@@ -588,3 +602,141 @@ async def test_pull_carries_every_replicated_kind(connection: asyncpg.Connection
 
     columns = {change.kind: tuple(json.loads(change.source or "{}")) for change in delta.changes}
     assert columns == REPLICATED
+
+
+# --- what a listener missed ---------------------------------------------------------------------------------------
+
+
+async def missed_from(primary: Primary, user: str, version: int, **options: Any) -> Missed:
+    """What `user` missed after `version` of the epoch of now."""
+    (row,) = await primary.fetch("select sync_epoch_now() as epoch")
+    return await missed_since(primary, user, Bookmark(row["epoch"], version), **options)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(history=st.lists(transactions, min_size=2, max_size=8))
+async def test_what_was_missed_names_every_version_and_every_kind_that_changed(
+    connection: asyncpg.Connection, primary: Primary, history: list[Transaction]
+) -> None:
+    """For every history of two users and every version of it: what follows, one by one, and no kind is left out."""
+    number = next(_numbers)
+    users = [f"ana{number}", f"bo{number}"]
+    ids = [uuid.uuid4() for _ in range(3)]
+    versions: dict[str, dict[int, set[str]]] = {user: {} for user in users}
+
+    for transaction in [*(Transaction([step], [], False) for step in BEGINNING), *history]:
+        before = {user: await state_of(connection, user) for user in users}
+        await run(connection, transaction, users, ids)
+        for user in users:
+            now, at = await state_of(connection, user), (await head_of(connection, user)).version
+            changed = {key[0] for key in before[user].keys() | now.keys() if before[user].get(key) != now.get(key)}
+            if changed or at > max(versions[user], default=0):
+                versions[user][at] = changed
+
+    for user in users:
+        for known in range(max(versions[user], default=0) + 1):
+            missed = await missed_from(primary, user, known)
+            assert missed.changes is not None
+            assert [version for version, _ in missed.changes] == [v for v in sorted(versions[user]) if v > known]
+            for version, kinds in missed.changes:
+                assert versions[user][version] <= set(kinds)
+                assert kinds == sorted(set(kinds))
+
+
+async def test_who_missed_nothing_is_told_nothing(connection: asyncpg.Connection, primary: Primary) -> None:
+    await add_images(connection, "ana", 1)
+    head = await head_of(connection, "ana")
+
+    assert await missed_from(primary, "ana", head.version) == Missed(Bookmark(head.epoch, head.version), [])
+    assert await missed_from(primary, "nobody", 0) == Missed(Bookmark(head.epoch, 0), [])
+
+
+async def test_the_kinds_of_another_user_in_the_same_transaction_are_theirs(
+    connection: asyncpg.Connection, primary: Primary
+) -> None:
+    """A transaction over several users makes a version of each, with what changed for them."""
+    await add_images(connection, "ana", 1)
+    await connection.execute("insert into users (id) values ('bo')")
+    ana, bo = [(await head_of(connection, user)).version for user in ("ana", "bo")]
+    async with connection.transaction():
+        await connection.execute("update images set starred = true where owner_id = 'ana'")
+        await connection.execute(
+            "insert into jobs (owner_id, prompt, provider, model) select u, '', 'p', 'm' from unnest(array['bo']) u"
+        )
+
+    assert (await missed_from(primary, "ana", ana)).changes == [(ana + 1, ["images"])]
+    assert (await missed_from(primary, "bo", bo)).changes == [(bo + 1, ["jobs"])]
+
+
+@pytest.mark.parametrize("known", ["", "0-0", "1-1", "9999999999999-1"])
+async def test_what_happened_in_another_epoch_cannot_be_told(
+    connection: asyncpg.Connection, primary: Primary, known: str
+) -> None:
+    await add_images(connection, "ana", 1)
+    head = await head_of(connection, "ana")
+
+    missed = await missed_since(primary, "ana", Bookmark(known, head.version))
+
+    assert missed == Missed(Bookmark(head.epoch, head.version), None)
+
+
+async def test_a_rotated_epoch_ends_what_can_be_told(connection: asyncpg.Connection, primary: Primary) -> None:
+    await add_images(connection, "ana", 1)
+    head = await head_of(connection, "ana")
+
+    epoch = await rotate(primary)
+
+    assert await missed_since(primary, "ana", Bookmark(head.epoch, head.version)) == Missed(
+        Bookmark(epoch, head.version), None
+    )
+
+
+async def test_what_was_heard_on_another_timeline_cannot_be_told(
+    connection: asyncpg.Connection, primary: Primary
+) -> None:
+    """A failover may have lost the last versions and given their numbers again: a listener has no nonce to tell."""
+    await add_images(connection, "ana", 2)
+    _, _, known, head = await cursors_of(connection, "ana")
+    rotation, _, timeline = head.epoch.partition("-")
+
+    missed = await missed_since(primary, "ana", Bookmark(f"{rotation}-{int(timeline) + 1}", known.version))
+
+    assert missed == Missed(Bookmark(head.epoch, head.version), None)
+
+
+async def test_a_version_ahead_of_the_head_cannot_be_told(connection: asyncpg.Connection, primary: Primary) -> None:
+    await add_images(connection, "ana", 1)
+    head = await head_of(connection, "ana")
+
+    for version in (head.version + 1, 10**18 - 1):
+        assert (await missed_from(primary, "ana", version)).changes is None
+
+
+async def test_what_was_trimmed_cannot_be_told_and_what_follows_can(
+    connection: asyncpg.Connection, primary: Primary
+) -> None:
+    """From the horizon on, also when it is the head."""
+    await add_images(connection, "ana", 4)
+    await trim(connection, "ana", 3)
+
+    answers = [(await missed_from(primary, "ana", version)).changes for version in range(6)]
+    assert answers == [None] * 3 + [[(4, ["images"]), (5, ["images"])], [(5, ["images"])], []]
+
+    await trim(connection, "ana", 5)
+    assert [(await missed_from(primary, "ana", version)).changes for version in (4, 5)] == [None, []]
+
+
+async def test_more_than_can_be_told_one_by_one_is_not_told(connection: asyncpg.Connection, primary: Primary) -> None:
+    """A hundred versions, or as many as are asked for; the head is told all the same."""
+    await add_images(connection, "ana", 101)
+    head = (await head_of(connection, "ana")).version
+
+    hundred, more = await missed_from(primary, "ana", head - 100), await missed_from(primary, "ana", head - 101)
+
+    assert hundred.changes is not None
+    assert [version for version, _ in hundred.changes] == list(range(head - 99, head + 1))
+    assert (more.head.version, more.changes) == (head, None)
+    assert (await missed_from(primary, "ana", head - 3, most=2)).changes is None
+    assert (await missed_from(primary, "ana", head - 2, most=2)).changes == [
+        (head - 1, ["images"]), (head, ["images"])
+    ]  # fmt: skip
