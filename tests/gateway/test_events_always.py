@@ -135,7 +135,7 @@ class Storm:
             for connection in host._connections:
                 connection.tell = lambda event: None  # type: ignore[method-assign]
         await self.plain(user)
-        host = self.hosts[self.world.gateway.client._host_of(user).row.id == "test:1"]
+        host = self.hosts[self.world.gateway.client.membership.host_of(user).row.id == "test:1"]
         try:
             await host._replicas.sync(user)
         finally:
