@@ -20,7 +20,7 @@ from store.changes import Cursor
 from store.documents import Row
 from store.gallery import decode_query, query_hash
 
-__all__ = ["Applied", "KeptPage", "Replica", "delete_files"]
+__all__ = ["Applied", "KeptPage", "Replica", "delete_files", "file_bytes"]
 
 #: Pages kept as bytes per replica: enough for a first page, its filters and some scrolling.
 KEPT_PAGES: Final = 16
@@ -262,3 +262,14 @@ def delete_files(path: Path) -> None:
     """Delete a closed replica: its file, and what SQLite may have left beside it."""
     for suffix in ("-wal", "-shm", "-journal", ""):  # the log first: alone, it would be the next file's
         path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of a replica's file and of its log; 0 when it is not there."""
+    total = 0
+    for name in (path.name, f"{path.name}-wal"):
+        try:
+            total += path.with_name(name).stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
