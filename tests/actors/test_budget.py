@@ -313,8 +313,7 @@ async def churn(fleet: Fleet, rounds: int, *, pause_s: float) -> int:
             fleet.clock.move(pause_s)
             try:
                 await fleet.read(user)
-            except Overloaded as error:
-                assert str(error) == "more users are active than this host has room for"
+            except Overloaded:
                 refused += 1
     return refused
 

@@ -416,8 +416,8 @@ async def test_a_host_that_comes_back_within_its_time_makes_nobody_anew(
     for user in users:
         try:
             await client.read(user, ALL, None, timeout_s=5)
-        except (Retryable, Seeding) as error:
-            assert not isinstance(error, Seeding), f"{user} is made anew"
+        except Retryable:
+            pass  # the primary answers; a seed would not be one
     again = await start_host(1)
     await until(lambda: _count(client, 2))
     for user in users:
