@@ -234,8 +234,9 @@ class ReplicaClient:
         return body
 
     async def stats(self, *, timeout_s: float = 1.0) -> list[HostStats]:
-        """The hosts that answer in time, as they describe themselves."""
-        answers = await asyncio.gather(*(self._stats(h, timeout_s) for h in self._hosts.values() if h.row.is_live))
+        """The hosts that answer in time, as they describe themselves; also those that are stuck or draining."""
+        there = [host for host in self._hosts.values() if host.row.word != "gone"]
+        answers = await asyncio.gather(*(self._stats(host, timeout_s) for host in there))
         return [answer for answer in answers if answer is not None]
 
     async def _stats(self, host: _Host, timeout_s: float) -> HostStats | None:
@@ -245,8 +246,8 @@ class ReplicaClient:
             return None
 
     async def probe(self, *, timeout_s: float = 1.0) -> list[str]:
-        """The ids of the hosts that answer."""
-        return [stats.host for stats in await self.stats(timeout_s=timeout_s)]
+        """The ids of the live hosts that answer."""
+        return [stats.host for stats in await self.stats(timeout_s=timeout_s) if self._hosts[stats.host].row.is_live]
 
     @property
     def hosts(self) -> list[HostRow]:
