@@ -266,31 +266,30 @@ async def test_a_repair_that_was_not_announced_was_not_made(
 
 async def test_writers_are_never_taken_for_damage(fleet: Fleet, history: History) -> None:
     """An audit that meets the two at one version says equal, and else that they move."""
-    await given_gallery(history, "ana", 450)
-    await fleet.read("ana")
+    await given_gallery(history, "ana", 2_000)
+    await fleet.replicas.sync("ana")
     is_over = False
+    primary = history.primary
 
     async def write() -> None:
+        """At all times between two audits and in the middle of one."""
         n = 0
         while not is_over:
             n += 1
             if n % 3 == 0:
-                await history.write(
-                    ["ana"],
-                    lambda c: c.execute(
-                        "delete from images where id in (select id from images where owner_id = 'ana' limit 2)"
-                    ),
-                )
+                sql = "delete from images where id in (select id from images where owner_id = 'ana' limit 2)"
+                _, bookmark = await primary.write("ana", lambda c, sql=sql: c.execute(sql))
             else:
-                await history.write(["ana"], lambda c, n=n: add_image(c, "ana", f"{n}"))
-            await asyncio.sleep(0.002 * (n % 7))
+                _, bookmark = await primary.write("ana", lambda c, n=n: add_image(c, "ana", f"{n}"))
+            fleet.replicas.poke("ana", bookmark)
+            await asyncio.sleep(0.02 * (n % 10))
 
     async def sweep() -> None:
         while not is_over:
             await fleet.replicas.sweep()
             await asyncio.sleep(0.01)
 
-    others = [asyncio.create_task(write()), asyncio.create_task(write()), asyncio.create_task(sweep())]
+    others = [asyncio.create_task(write()), asyncio.create_task(sweep())]
     deadline = time.monotonic() + 2.5
     outcomes = []
     while time.monotonic() < deadline or len(outcomes) < 5:
@@ -332,9 +331,12 @@ async def test_an_audited_replica_is_not_closed_meanwhile(database: str, history
     await given_gallery(history, "ana", 3)
     await fleet.read("bob")
     await fleet.read("ana")
-    async with held(history.primary, "images") as hold:
+    active = fleet.replicas.life.active["ana"]
+    async with fleet.seeds.connection(), fleet.seeds.connection():  # it has pulled, and waits for what it compares with
         auditing = asyncio.create_task(fleet.replicas.audit("ana", repair=False))
-        await until(hold.waiting)
+        await until(lambda: active.readers and not active.lock.locked() and active.waiting is None)
+        await asyncio.sleep(0.05)
+        assert active.readers == 1
         fleet.clock.move(100)
         assert fleet.replicas.life.close_idle() == 0
         other = asyncio.create_task(fleet.read("bob"))
