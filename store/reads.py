@@ -30,8 +30,8 @@ from store.primary import Primary
 __all__ = ["Page", "PrimaryReads"]
 
 
-#: What four connections can answer within the two seconds that a reader queues, at 2 ms each. More would only wait to be refused, and
-#: each costs some kilobytes meanwhile.
+#: What four connections can answer within the two seconds that a reader queues, at 2 ms each. More would only wait to
+#: be refused, and each costs some kilobytes meanwhile.
 MAX_WAITING: Final = 4096
 
 

@@ -221,9 +221,9 @@ async def test_a_host_that_was_stopped_for_a_while_is_not_stuck(
 
         await until(lambda: more_than(2), timeout_s=30)
         words = set()
-        for _ in range(3):
+        for _ in range(2):
             os.kill(process.pid, signal.SIGSTOP)
-            await asyncio.sleep(0.9)
+            await asyncio.sleep(0.7)
             at = await touches()
             os.kill(process.pid, signal.SIGCONT)
             while await touches() < at + 4:
