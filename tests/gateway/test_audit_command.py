@@ -91,7 +91,7 @@ async def test_what_was_asked_wrongly_is_exit_code_2_and_what_cannot_be_audited_
     await given_images(world, "ana", 1)
     await replica_of(world, "ana")
     await world.host.stop()
-    await until(lambda: not world.gateway.client._live)
+    await until(lambda: not any(row.is_live for row in world.gateway.client.hosts))
     done = await audit(world, "--json")
     assert done.returncode == 1
     (report,) = json.loads(done.stdout)

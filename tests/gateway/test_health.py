@@ -197,7 +197,7 @@ async def test_a_host_whose_sync_stands_still_is_stuck_until_it_moves_again(
         with monkeypatch.context() as patch:
             patch.setattr(world.host._replicas._sync, "sweep", _fails)
             await until(lambda: _hosts(world, {"test:0": "stuck"}))
-            await until(lambda: not world.gateway.client._live)
+            await until(lambda: not any(row.is_live for row in world.gateway.client.hosts))
             reply = await readyz(world)
             assert (reply.status, reply.json["primary"], reply.json["hosts"]) == (200, "up", {"test:0": "stuck"})
             assert (await samples(world))[0]["peruse_host_is_stuck", "host=test:0"] == 1
