@@ -14,7 +14,7 @@ import structlog
 
 from actors.active import Active
 from actors.budget import Budget, Reopenings
-from actors.errors import Overloaded, ReplicaBroken, Retryable, Seeding
+from actors.errors import CallError, Overloaded, ReplicaBroken, Retryable, Seeding
 from actors.folder import ReplicaFolder
 from actors.metrics import HostMetrics
 from actors.replica import Replica, delete_files
@@ -158,8 +158,9 @@ class Activation:
     def reset(self, active: Active, reset: Reset) -> None:
         """Changes cannot bring `active` to the head: make it anew, and show it meanwhile only if it is true."""
         user = active.replica.user
-        self._metrics.saw_reset(reset.reason)
-        log.info("replica.reset", user=user, reason=reset.reason, version=active.replica.cursor.version)
+        if user not in self.seeds or reset.is_false_history:  # else every sweep finds the same until it is made
+            self._metrics.saw_reset(reset.reason)
+            log.info("replica.reset", user=user, reason=reset.reason, version=active.replica.cursor.version)
         if reset.is_false_history:
             self._drop(active, "reset")
         self._seed_soon(user, is_wanted=active.readers > 0)
@@ -184,7 +185,7 @@ class Activation:
     def _seed_soon(self, user: str, *, is_wanted: bool) -> None:
         try:
             self.seeds.start(user, is_wanted=is_wanted)
-        except Overloaded:
+        except CallError:
             pass  # whoever needs it asks again: a reader, or the sweep
 
     async def _seed(self, user: str) -> None:

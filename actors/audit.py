@@ -72,18 +72,27 @@ class Auditor:
         user = active.replica.user
         active.readers += 1  # not closed under our hands
         try:
-            for _ in range(_ATTEMPTS):
-                await self._sync.pull(active)
-                if user in self._life.seeds:
-                    return AuditReport(user, "seeding")
-                report = await self._compare(active, repair=repair)
-                if report is not None:
-                    return report
+            report = await self._audit(active, repair=repair)
+            if report.outcome == "repaired" and (await self._audit(active, repair=False)).outcome == "differs":
+                # An index that does not name the rows that the table has: what is written does not replace them.
+                self._life.reseed(user)
+                report.outcome = "reseeding"
         except ReplicaBroken as error:
             self._life.broken(active, error)
             return AuditReport(user, "reseeding")
         finally:
             active.readers -= 1
+        return report
+
+    async def _audit(self, active: Active, *, repair: bool) -> AuditReport:
+        user = active.replica.user
+        for _ in range(_ATTEMPTS):
+            await self._sync.pull(active)
+            if user in self._life.seeds:
+                return AuditReport(user, "seeding")
+            report = await self._compare(active, repair=repair)
+            if report is not None:
+                return report
         return AuditReport(user, "moving")
 
     async def audit_idle(self) -> None:
@@ -109,7 +118,6 @@ class Auditor:
         replica = active.replica
         user, cursor = replica.user, replica.cursor
         found: list[_Difference] = []
-        outcome = "equal"
         async with (
             self._primary.connection() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
@@ -122,18 +130,19 @@ class Auditor:
                 if difference is None:
                     return None
                 found.append(difference)
-            changes = [change for difference in found for change in difference.changes]
-            if changes:
-                # Nothing was awaited since the last comparison: the replica is still where it was.
-                outcome = self._mend(active, cursor, changes) if repair else "differs"
+        outcome = "differs" if any(difference.differs for difference in found) else "equal"
+        if outcome == "differs" and repair:
+            # A new version first: clients that kept the wrong content must not be told that nothing changed, whatever
+            # happens to us after the repair.
+            await self._primary.write(user, lambda connection: touch(connection, user))
+            if active.is_closed or replica.cursor != cursor:
+                return None
+            outcome = self._mend(active, cursor, [change for difference in found for change in difference.changes])
         self._metrics.audits += 1
-        if changes:
+        if outcome != "equal":
             self._metrics.divergences += 1
             for difference in found:
                 difference.log(user, cursor.version, outcome)
-        if outcome in ("repaired", "reseeding"):
-            # Same version, other content: clients that kept the wrong one must not be told that nothing changed.
-            await self._primary.write(user, lambda connection: touch(connection, user))
         kinds = [difference.report() for difference in found]
         return AuditReport(user, outcome, cursor.epoch, cursor.version, kinds)
 
@@ -154,7 +163,7 @@ class Auditor:
                 return difference
 
     def _mend(self, active: Active, cursor: Cursor, changes: list[Applied]) -> str:
-        if len(changes) > MAX_MENDED:
+        if not changes or len(changes) > MAX_MENDED:  # the same rows in another order, or twice: no row to mend
             self._life.reseed(active.replica.user)
             return "reseeding"
         try:
@@ -190,18 +199,27 @@ class _Difference:
         for row_id in mine:
             self._note("extra", row_id, None)
 
+    @property
+    def differs(self) -> bool:
+        replica, primary = self._hashes
+        return replica.digest() != primary.digest()
+
     def _note(self, how: str, row_id: str, row: Row | None) -> None:
-        self._ids[how].append(row_id)
+        # A damaged id may be of any type.
+        self._ids[how].append(row_id if isinstance(row_id, str) else repr(row_id))
         self.changes.append(Applied(self.kind, row_id, row))
 
     def report(self) -> KindAudit:
         replica_rows, primary_rows = self._counts
         replica_hash, primary_hash = (digest.hexdigest() for digest in self._hashes)
         missing, extra, different = (ids[:MAX_NAMED] for ids in self._ids.values())
-        return KindAudit(self.kind, replica_rows, primary_rows, replica_hash, primary_hash, missing, extra, different)
+        return KindAudit(
+            self.kind, replica_rows, primary_rows, replica_hash, primary_hash, missing, extra, different,
+            len(self.changes),
+        )  # fmt: skip
 
     def log(self, user: str, version: int, outcome: str) -> None:
-        if self.changes:
+        if self.differs:
             ids = {how: found[:MAX_NAMED] for how, found in self._ids.items() if found}
             log.error(
                 "replica.diverged", user=user, version=version, kind=self.kind, rows=len(self.changes),

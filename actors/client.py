@@ -241,9 +241,9 @@ class ReplicaClient:
         return found
 
     async def stats(self, *, timeout_s: float = 1.0) -> list[HostStats]:
-        """The hosts that answer in time, as they describe themselves."""
-        live = [host for host in self.membership.hosts.values() if host.row.is_live]
-        answers = await asyncio.gather(*(self._stats(host, timeout_s) for host in live))
+        """The hosts that answer in time, as they describe themselves; also those that are stuck or draining."""
+        there = [host for host in self.membership.hosts.values() if host.row.word != "gone"]
+        answers = await asyncio.gather(*(self._stats(host, timeout_s) for host in there))
         return [answer for answer in answers if answer is not None]
 
     async def _stats(self, host: KnownHost, timeout_s: float) -> HostStats | None:
@@ -253,8 +253,8 @@ class ReplicaClient:
             return None
 
     async def probe(self, *, timeout_s: float = 1.0) -> list[str]:
-        """The ids of the hosts that answer."""
-        return [stats.host for stats in await self.stats(timeout_s=timeout_s)]
+        """The ids of the live hosts that answer."""
+        return [stats.host for stats in await self.stats(timeout_s=timeout_s) if self._hosts[stats.host].row.is_live]
 
     @property
     def hosts(self) -> list[HostRow]:

@@ -21,7 +21,7 @@ from actors.activation import Limits
 from actors.config import HostSettings
 from actors.errors import Retryable
 from actors.folder import ReplicaFolder
-from actors.health import Pulse
+from actors.health import Pulse, reserved_user
 from actors.janitor import Janitor
 from actors.messages import (
     CallRequest,
@@ -338,9 +338,8 @@ class ReplicaHost:
     async def _every(self, period_s: float, work: Callable[[], Awaitable[None]], *, at_once: bool) -> None:
         """Ended by `stop`."""
         loop = asyncio.get_running_loop()
-        due = loop.time() - (period_s if at_once else 0.0)
+        due = loop.time() + (0.0 if at_once else period_s)
         while True:
-            due = max(due + period_s, loop.time())
             await asyncio.sleep(due - loop.time())
             try:
                 await work()
@@ -352,6 +351,8 @@ class ReplicaHost:
                 return
             except Exception:
                 log.exception("host.loop_failed", host=self.id)
+            # A turn that came late is not followed by the next at once: what it started needs time to arrive.
+            due = max(due + period_s, loop.time() + period_s / 2)
 
     async def _beat(self) -> None:
         state = "stuck" if self._state == "live" and self._pulse.is_stuck else self._state
@@ -359,8 +360,9 @@ class ReplicaHost:
         self._members = tuple(row.id for row in await hosts.list_hosts(self._control) if row.is_missed)
 
     def _may_seed(self, user: str) -> bool:
-        """Whether a user without a file here is ours: not while the host that has it is away for a moment."""
-        return first(user, self._members) in (self.id, None)
+        """Whether a user without a file here is ours: not while the host that has it is away for a moment. Our own
+        user is, wherever placement would put it."""
+        return user == reserved_user(self.id) or first(user, self._members) in (self.id, None)
 
     async def _trim(self) -> None:
         # Every host does it: batches skip what another one has locked, and without work it is one index probe.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import structlog
 
 from actors.folder import ReplicaFolder
-from actors.replica import delete_files
+from actors.replica import delete_files, file_bytes
 from store.clock import Clock
 
 __all__ = ["Janitor"]
@@ -68,8 +68,9 @@ class Janitor:
         found = []
         for path in self._folder.path.glob("??/??/*.db"):
             try:
-                stat = path.stat()
+                used_at = path.stat().st_mtime
             except FileNotFoundError:
                 continue
-            found.append(_File(stat.st_mtime, stat.st_size, path))
+            # The log of an open replica may be larger than its file.
+            found.append(_File(used_at, file_bytes(path), path))
         return found

@@ -170,7 +170,7 @@ class Event(msgspec.Struct, array_like=True, frozen=True):
 
 class KindAudit(msgspec.Struct, array_like=True):
     """One kind of rows in a replica and in the primary at the same version: counts, hashes over all rows in the
-    order of their ids, and the first ids that differ."""
+    order of their ids, how many rows differ, and the first ids of them."""
 
     kind: str
     replica_rows: int
@@ -180,6 +180,7 @@ class KindAudit(msgspec.Struct, array_like=True):
     missing: list[str]
     extra: list[str]
     different: list[str]
+    differences: int = 0
 
 
 class AuditReport(msgspec.Struct, array_like=True):

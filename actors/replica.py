@@ -6,6 +6,7 @@ change, since nothing is awaited inside an apply.
 
 from __future__ import annotations
 
+import re
 import secrets
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -18,9 +19,10 @@ from actors.queries import answer
 from actors.schema import APPLICATION_ID, DELETE, ROWS, UPSERT
 from store.changes import Cursor
 from store.documents import Row
+from store.epoch import Bookmark
 from store.gallery import decode_query, query_hash
 
-__all__ = ["Applied", "KeptPage", "Replica", "delete_files"]
+__all__ = ["Applied", "KeptPage", "Replica", "delete_files", "file_bytes"]
 
 #: Pages kept as bytes per replica: enough for a first page, its filters and some scrolling.
 KEPT_PAGES: Final = 16
@@ -50,6 +52,7 @@ _PRAGMAS: Final = (
 _stamps: Final = count(secrets.randbits(62) + 1)
 
 
+_NONCE: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: What a damaged file raises; UnicodeDecodeError comes from sqlite3 when the schema's text is damaged.
 _BROKEN: Final = (sqlite3.Error, UnicodeDecodeError)
 
@@ -252,9 +255,15 @@ def _check(connection: sqlite3.Connection, user: str, version: int) -> None:
     found = (connection.execute("pragma application_id").fetchone()[0], _pragma_version(connection))
     if found != (APPLICATION_ID, version):
         raise ReplicaBroken("it was made by another version of the schema")
-    (owner,) = connection.execute("select user_id from meta").fetchone()
+    owner, epoch, position, nonce, synced_at = connection.execute(
+        "select user_id, epoch, version, nonce, synced_at from meta"
+    ).fetchone()
     if owner != user:
         raise ReplicaBroken("it belongs to another user")
+    # What the primary would not take as a cursor could never be pulled from, and never be found to be wrong.
+    is_whole = Bookmark.parse(f"{epoch}.{position}") is not None and _NONCE.fullmatch(nonce) is not None
+    if not is_whole or not isinstance(position, int) or not isinstance(synced_at, float):
+        raise ReplicaBroken("its position is damaged")
 
 
 def _check_below_log(path: Path, user: str) -> None:
@@ -280,3 +289,14 @@ def delete_files(path: Path) -> None:
     """Delete a closed replica: its file, and what SQLite may have left beside it."""
     for suffix in ("-wal", "-shm", "-journal", ""):  # the log first: alone, it would be the next file's
         path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of a replica's file and of its log; 0 when it is not there."""
+    total = 0
+    for name in (path.name, f"{path.name}-wal"):
+        try:
+            total += path.with_name(name).stat().st_size
+        except FileNotFoundError:
+            continue
+    return total

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from actors.activation import Activation, Limits
@@ -18,7 +17,7 @@ from actors.errors import Behind, CallError, ReplicaBroken, Retryable, Seeding
 from actors.folder import ReplicaFolder
 from actors.messages import AuditReport, Outcome, ReplicaInfo
 from actors.metrics import HostMetrics
-from actors.replica import KeptPage
+from actors.replica import KeptPage, file_bytes
 from actors.slots import Slots
 from actors.sync import Sync
 from actors.watches import Listener, Watches
@@ -270,7 +269,7 @@ class Replicas:
         state = "seeding" if user in self.life.seeds else "cold" if path is None else "passive"
         if path is None:
             return ReplicaInfo(user, state)
-        return ReplicaInfo(user, state, file_bytes=_size(path), path=str(path))
+        return ReplicaInfo(user, state, file_bytes=file_bytes(path), path=str(path))
 
     def list_active(self, limit: int) -> list[ReplicaInfo]:
         """The open replicas, the one read last first, at most `limit`."""
@@ -319,7 +318,7 @@ class Replicas:
             round(now - active.verified_at, 3),
             round(now - active.used_at, 3),
             replica.kept_bytes,
-            _size(replica.path),
+            file_bytes(replica.path),
             str(replica.path),
         )
 
@@ -344,14 +343,3 @@ class Replicas:
 def _age_s(active: Active, now: float) -> int:
     """Whole seconds since it was last known to be at head, rounded up."""
     return max(0, math.ceil(now - active.verified_at))
-
-
-def _size(path: Path) -> int:
-    """Bytes of a replica's file and its log."""
-    total = 0
-    for name in (path.name, f"{path.name}-wal"):
-        try:
-            total += path.with_name(name).stat().st_size
-        except FileNotFoundError:
-            continue
-    return total

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from actors.errors import Overloaded
+from actors.errors import Overloaded, Retryable
 from actors.metrics import HostMetrics
 from store.clock import Clock
 
@@ -49,6 +49,7 @@ class SeedQueue:
         #: Users in turn. One may be in both, when a reader came for a seed that nobody waited for.
         self._wanted: deque[str] = deque()
         self._others: deque[str] = deque()
+        self._is_closed = False
 
     def __contains__(self, user: str) -> bool:
         return user in self._seeds
@@ -66,7 +67,10 @@ class SeedQueue:
 
         Raises:
             Overloaded: too many wait.
+            Retryable: the queue was closed; a pull under way may still end in a reset.
         """
+        if self._is_closed:
+            raise Retryable("this host is stopping")
         seed = self._seeds.get(user)
         if seed is None:
             if len(self._seeds) >= MAX_WAITING:
@@ -91,7 +95,8 @@ class SeedQueue:
             await asyncio.shield(seed.ended)
 
     async def close(self) -> None:
-        """End all seeds."""
+        """End all seeds; none is begun again."""
+        self._is_closed = True
         seeds, self._seeds = self._seeds, {}
         self._wanted.clear()
         self._others.clear()

@@ -111,12 +111,11 @@ async def _audit_all(operators: Any, user: str | None, sample: int | None, *, re
 
 
 def _audit_row(report: dict[str, Any]) -> dict[str, Any]:
-    found = [
-        f"{kind['kind']}: {len(kind[how])} {how} ({', '.join(kind[how][:3])})"
-        for kind in report["kinds"]
-        for how in ("missing", "extra", "different")
-        if kind[how]
-    ]
+    found = []
+    for kind in report["kinds"]:
+        if kind["differences"]:
+            named = (f"{how} {', '.join(kind[how][:3])}" for how in ("missing", "extra", "different") if kind[how])
+            found.append(f"{kind['kind']}: {kind['differences']} rows ({'; '.join(named)})")
     rows = sum(kind["primary_rows"] for kind in report["kinds"])
     return {**report, "rows": rows, "differ": "; ".join(found) or report.get("error", "")}
 

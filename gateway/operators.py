@@ -41,7 +41,7 @@ class Operators:
         return [
             {
                 "host": row.id,
-                "state": row.state if row.is_live else "gone",
+                "state": row.word,
                 "generation": row.generation,
                 "address": row.address,
                 "build": row.build,

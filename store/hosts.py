@@ -29,8 +29,13 @@ class HostRow(NamedTuple):
     heartbeat: float
 
     @property
+    def word(self) -> str:
+        """What it is now: live, stuck, draining or gone. What it last said of itself counts only while it beats."""
+        return self.state if self.behind_s <= LIVE_S else "gone"
+
+    @property
     def is_live(self) -> bool:
-        return self.state == "live" and self.behind_s <= LIVE_S
+        return self.word == "live"
 
     @property
     def is_missed(self) -> bool:

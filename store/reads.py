@@ -2,13 +2,16 @@
 
 One host serves several times what the primary can: a dead host must not swamp it. So these reads have a pool of
 their own, a bounded queue, and equal ones share one statement.
+
+The pool's few connections keep the primary from harm; the queue is bound by time. Who has waited for the pool's time
+leaves it, so a long queue is never answered to readers who have gone, and a thousand cold users at once get their turn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from store.documents import Documents
 from store.epoch import Bookmark
@@ -27,6 +30,11 @@ from store.primary import Primary
 __all__ = ["Page", "PrimaryReads"]
 
 
+#: What four connections can answer within the two seconds that a reader queues, at 2 ms each. More would only wait to
+#: be refused, and each costs some kilobytes meanwhile.
+MAX_WAITING: Final = 4096
+
+
 class Page(NamedTuple):
     """An answer and the position it is true for; body None: there is no such row."""
 
@@ -35,15 +43,16 @@ class Page(NamedTuple):
 
 
 class PrimaryReads:
-    """Answers queries from the primary, at most `max_waiting` at a time."""
+    """Answers queries from the primary, at most `max_waiting` at a time. `primary` should wait less long for a
+    connection than readers wait for an answer."""
 
-    def __init__(self, primary: Primary, documents: Documents, *, max_waiting: int = 256) -> None:
+    def __init__(self, primary: Primary, documents: Documents, *, max_waiting: int = MAX_WAITING) -> None:
         self._primary = primary
         self._documents = documents
         self._max_waiting = max_waiting
         self._shared: dict[tuple[str, bytes], asyncio.Task[Page]] = {}
 
-    async def read(self, user: str, encoded: bytes, *, floor: Bookmark | None = None, timeout_s: float = 2.0) -> Page:
+    async def read(self, user: str, encoded: bytes, *, floor: Bookmark | None = None, timeout_s: float = 2.5) -> Page:
         """The page of `user` for a query, from one snapshot, never older than `floor` unless the primary is.
 
         Raises:

@@ -38,8 +38,11 @@ async def readyz(request: web.Request) -> web.Response:
     """
     gateway = request.app[GATEWAY]
     stats, primary_up = await asyncio.gather(gateway.client.stats(), _primary_answers(gateway))
-    beats = time.monotonic() - gateway.client.membership.beat_seen_at <= _NO_HEARTBEAT_S
-    ready = gateway.client.membership.was_answered and (bool(stats) or primary_up) and (beats or not primary_up)
+    membership = gateway.client.membership
+    live = {row.id for row in gateway.client.hosts if row.is_live}
+    is_answered = any(answer.host in live for answer in stats)
+    beats = time.monotonic() - membership.beat_seen_at <= _NO_HEARTBEAT_S
+    ready = membership.was_answered and (is_answered or primary_up) and (beats or not primary_up)
     answers = {answer.host: answer for answer in stats}
     body = {
         "success": ready,
@@ -52,10 +55,10 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 def _word(row: HostRow, stats: HostStats | None, *, primary_up: bool) -> str:
-    if row.state != "live":
-        return row.state
+    if not row.is_live:
+        return row.word
     if stats is None:
-        return "silent" if row.is_live else "gone"
+        return "silent"
     if stats.is_stuck:
         return "stuck"
     if stats.lag_s > _LAG_S and primary_up:

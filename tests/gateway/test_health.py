@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
+from actors import host as host_module
 from actors.config import HostSettings
 from actors.host import ReplicaHost
 from gateway.app import Gateway, handler_options, make_app
@@ -18,9 +19,10 @@ from gateway.config import GatewaySettings
 from gateway.hot import HotRunner
 from gateway.routes import health
 from store.config import StoreSettings
-from tests.gateway.asking import replica_of, running
+from store.errors import PrimaryUnavailable
+from tests.gateway.asking import given_images, ids_of, replica_of, running
 from tests.gateway.link import PrimaryLink
-from tests.world import Reply, World, until
+from tests.world import Reply, World, add_images, until
 
 ORIGIN = "https://app.example.org"
 FRESHNESS = ("Peruse-Bookmark", "Peruse-Age", "Peruse-Source")
@@ -144,6 +146,105 @@ async def test_gateway_is_ready_without_the_primary_while_a_host_answers(
         await is_ready(world, True)
 
 
+# --- the word for each host -------------------------------------------------------------------------------------
+
+
+async def test_each_host_has_its_word(world: World) -> None:
+    """What it says of itself, while it beats; silent when it beats and does not answer; gone when it does neither."""
+
+    async def given(host: str, state: str, behind_s: float) -> None:
+        await world.gateway.primary.fetch(
+            "insert into hosts (id, address, node, build, capacity, state, heartbeat) "
+            "values ($1, 'unix:/nowhere', 'n', 'b', 1, $2, clock_timestamp() - make_interval(secs => $3)) "
+            "on conflict (id) do update set heartbeat = excluded.heartbeat returning 1",
+            host, state, behind_s,
+        )  # fmt: skip
+
+    beating = {"a:0": "stuck", "b:0": "draining", "c:0": "live", "d:0": "gone"}
+    for host, state in beating.items():
+        await given(host, state, 0.0)
+    expected = {"test:0": "idle", "a:0": "stuck", "b:0": "draining", "c:0": "silent", "d:0": "gone"}
+    await until(lambda: _hosts(world, expected))
+    listed = (await world.get("/admin/hosts", user="boss", role="admin")).json["hosts"]
+    assert {row["host"]: row["state"] for row in listed} == {**beating, "test:0": "live"}
+
+    for host, state in beating.items():
+        await given(host, state, 6.0)
+    await until(lambda: _hosts(world, {"test:0": "idle", **dict.fromkeys(beating, "gone")}))
+    assert (await readyz(world)).status == 200
+
+
+async def _fails(*_: object) -> None:
+    raise PrimaryUnavailable("this pool does not answer")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten touches a second, and twice as many sweeps and beats."""
+    for name, seconds in (("PULSE_S", 0.1), ("SWEEP_S", 0.05), ("BEAT_S", 0.05)):
+        monkeypatch.setattr(host_module, name, seconds)
+
+
+async def test_a_host_whose_sync_stands_still_is_stuck_until_it_moves_again(
+    database: str, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Readers are answered by the primary meanwhile, and the metrics say which host it is. mission: 153"""
+    async with running(World(tmp_path / "data", database)) as world:
+        await replica_of(world, "ana")
+        await until(lambda: _hosts(world, {"test:0": "live"}))
+        assert (await samples(world))[0]["peruse_host_is_stuck", "host=test:0"] == 0
+
+        with monkeypatch.context() as patch:
+            patch.setattr(world.host._replicas._sync, "sweep", _fails)
+            await until(lambda: _hosts(world, {"test:0": "stuck"}))
+            await until(lambda: not any(row.is_live for row in world.gateway.client.hosts))
+            reply = await readyz(world)
+            assert (reply.status, reply.json["primary"], reply.json["hosts"]) == (200, "up", {"test:0": "stuck"})
+            assert (await samples(world))[0]["peruse_host_is_stuck", "host=test:0"] == 1
+            reply = await world.get("/api/images")
+            assert (reply.status, reply.headers["Peruse-Source"]) == (200, "primary")
+
+        await until(lambda: _hosts(world, {"test:0": "live"}))
+        await replica_of(world, "ana")
+        assert (await samples(world))[0]["peruse_host_is_stuck", "host=test:0"] == 0
+
+
+async def test_a_host_that_does_not_reach_the_primary_is_lagging(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the gateway does: before its pulse has found anything."""
+    monkeypatch.setattr(health, "_LAG_S", 0.3)
+    await replica_of(world, "ana")
+    with monkeypatch.context() as patch:
+        patch.setattr(world.host._replicas._sync, "sweep", _fails)
+        await until(lambda: _hosts(world, {"test:0": "lagging"}))
+        assert (await readyz(world)).json["lag_s"] > 0.3
+    monkeypatch.setattr(health, "_LAG_S", 5.0)
+    await until(lambda: _hosts(world, {"test:0": "live"}))
+
+
+async def test_an_absence_of_the_primary_is_never_called_stuck(tmp_path: Path, link: PrimaryLink, quick: None) -> None:
+    """Neither when it is cut off nor when it says nothing more. mission: 137"""
+    async with running(World(tmp_path / "data", link.url)) as world:
+        await replica_of(world, "ana")
+        await until(lambda: _hosts(world, {"test:0": "live"}))
+        words = set()
+        for stop in (link.cut, link.block):
+            if (stopping := stop()) is not None:
+                await stopping
+            for _ in range(3):
+                body = (await readyz(world)).json
+                words.add(body["hosts"]["test:0"])
+                assert (await world.get("/api/images")).headers["Peruse-Source"] == "replica"
+            link.unblock()
+            if stop == link.cut:
+                await link.open()
+            await until(lambda: _primary_is_up(world))
+        assert words == {"live"}
+
+
+async def _primary_is_up(world: World) -> bool:
+    return (await readyz(world)).json["primary"] == "up"
+
+
 # --- metrics ----------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +292,58 @@ async def test_metrics_count_requests_and_reads(world: World) -> None:
     assert after["peruse_host_seeds_total", "host=test:0"] in (1, 2)  # hers, and the host's own
     assert after["peruse_host_active", "host=test:0"] == 1
     assert ("peruse_visible_seconds_count", "host=test:0") in after
+
+
+async def test_metrics_tell_the_life_of_replicas(world: World) -> None:
+    """What operators watch: how fast writes are seen, what is open, made, closed and refused, and what differed.
+
+    mission: 153, 234
+    """
+    ids = await given_images(world, "ana", 3)
+    await replica_of(world, "ana")
+    await world.upload(prompt="seen soon")
+    assert len(ids_of(await world.get("/api/images", headers={"Peruse-Validate": "1"}))) == len(ids) + 1
+    await world.write("ana", lambda connection: add_images(connection, "ana", 501))
+    await until(lambda: world.host.stats().metrics.resets)
+    await until(lambda: not world.host.stats().seeding)
+    await world.request("POST", "/admin/users/ana/replica/passivate", user="boss", role="admin")
+    await world.get("/api/images")
+    await world.request("POST", "/admin/users/ana/replica/audit", user="boss", role="admin")
+
+    found, _ = await samples(world)
+
+    host = "host=test:0"
+    at_least = {
+        ("peruse_visible_seconds_count", host): 1,
+        ("peruse_visible_seconds_bucket", f"{host},le=+Inf"): 1,
+        ("peruse_reads_total", "gateway=0,outcome=waited,source=replica"): 1,
+        ("peruse_replica_refusals_total", "gateway=0,reason=seeding"): 1,
+        ("peruse_host_resets_total", f"{host},reason=bulk"): 1,
+        ("peruse_host_passivations_total", "cause=operator,host=test:0"): 1,
+        ("peruse_host_seeds_total", host): 2,
+        ("peruse_host_seed_seconds_total", host): 0.001,
+        ("peruse_host_seed_wait_seconds_total", host): 0.0,
+        ("peruse_host_seed_failures_total", host): 0,
+        ("peruse_host_seeding", host): 0,
+        ("peruse_host_activations_total", host): 3,
+        ("peruse_host_reactivations_total", host): 0,
+        ("peruse_host_shed_total", host): 0,
+        ("peruse_host_active", host): 1,
+        ("peruse_host_open_bytes", host): 10_000,
+        ("peruse_host_kept_bytes", host): 100,
+        ("peruse_host_disk_bytes", host): 0,
+        ("peruse_host_lagging", host): 0,
+        ("peruse_host_lag_s", host): 0,
+        ("peruse_host_audits_total", host): 1,
+        ("peruse_host_divergences_total", host): 0,
+        ("peruse_host_in_flight", host): 1,  # the question itself
+        ("peruse_host_overloads_total", host): 0,
+        ("peruse_host_is_stuck", host): 0,
+    }
+    assert {key: found.get(key) for key, least in at_least.items() if found.get(key, -1) < least} == {}
+    buckets = [value for (name, labels), value in found.items() if name == "peruse_visible_seconds_bucket"]
+    assert buckets == sorted(buckets)
+    assert found["peruse_host_open_bytes", host] > found["peruse_host_kept_bytes", host]
 
 
 async def test_metrics_name_no_user(world: World) -> None:
