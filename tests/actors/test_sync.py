@@ -393,9 +393,9 @@ async def test_an_old_but_true_replica_serves_while_another_is_made(
     await (_bulk(history) if reason == "bulk" else _trim(history))
 
     async with fleet.seeds.connection(), fleet.seeds.connection():  # the seed has to wait for one
-        for n in (1, 2, 3):
+        for _ in range(3):
             await fleet.replicas.sweep()
-            await until(lambda n=n: fleet.metrics.resets == {reason: n})
+            await until(lambda: fleet.metrics.resets == {reason: 1})  # once, however often it is found old
         assert fleet.replicas.seeding_count == 1
         answer = fleet.replicas.peek("ana", ALL, None)
         assert answer is not None
@@ -406,7 +406,7 @@ async def test_an_old_but_true_replica_serves_while_another_is_made(
     await until(lambda: fleet.replicas.seeding_count == 0 and fleet.metrics.seeds == 2)
     after = await fleet.read("ana", head)
     assert position(after.cursor) == head
-    assert fleet.metrics.resets == {reason: 3}
+    assert fleet.metrics.resets == {reason: 1}
     assert fleet.metrics.seeds == 2
     assert not old.exists()
     assert fleet.replicas.active_count == 1
