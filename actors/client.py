@@ -254,7 +254,11 @@ class ReplicaClient:
 
     async def probe(self, *, timeout_s: float = 1.0) -> list[str]:
         """The ids of the live hosts that answer."""
-        return [stats.host for stats in await self.stats(timeout_s=timeout_s) if self.membership.hosts[stats.host].row.is_live]
+        return [
+            stats.host
+            for stats in await self.stats(timeout_s=timeout_s)
+            if self.membership.hosts[stats.host].row.is_live
+        ]
 
     @property
     def hosts(self) -> list[HostRow]:

@@ -24,10 +24,10 @@ class HostSettings(Settings):
         60.0, ge=1, le=86_400, description="seconds without a read after which a replica is closed (its file stays)"
     )
     host_max_active: int = Field(
-        20_000, ge=1, le=1_000_000, description="replicas open at once per host; less where the file limit is lower"
+        20_000, ge=2, le=1_000_000, description="replicas open at once per host; less where the file limit is lower"
     )
     host_memory_mb: int = Field(
-        1024,
+        1280,
         ge=8,
         le=1_048_576,
         description="memory of a host's open replicas, in MiB: connections and kept pages; beyond it some are closed",

@@ -279,6 +279,9 @@ class ReplicaHost:
     def poke(self, request: PokeRequest) -> None:
         self._replicas.poke(request.user, Bookmark(request.epoch, request.version))
 
+    def overloaded(self) -> None:
+        self._metrics.overloads += 1
+
     def touch(self, request: TouchRequest) -> None:
         self._replicas.touch(request.users)
 

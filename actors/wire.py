@@ -137,6 +137,10 @@ class Handler(Protocol):
 
     def touch(self, request: TouchRequest) -> None: ...
 
+    def overloaded(self) -> None:
+        """A request was refused: too many are under way on its connection."""
+        ...
+
     def watch(self, connection: WireServer, request: CallRequest) -> Position:
         """Tell `connection` from now on when the user's replica moves beyond what the request knows."""
         ...
@@ -252,6 +256,7 @@ class WireServer(_FrameProtocol):
 
     def _start(self, request_id: int, deadline_ms: int, work: Awaitable[None]) -> None:
         if len(self._tasks) >= MAX_IN_FLIGHT:
+            self._handler.overloaded()
             asyncio.ensure_future(work).cancel()
             self._refuse(request_id, Overloaded(f"{MAX_IN_FLIGHT} requests are under way on this connection"))
             return

@@ -88,7 +88,9 @@ class Gateway:
             on_refused=self.metrics.saw_refusal,
         )
         await self.auth.start()
-        self.streams = Streams(self.client, self.primary, self.auth, self.metrics, most=self.settings.max_streams)
+        self.streams = Streams(
+            self.client, self.reads.floors, self.primary, self.auth, self.metrics, most=self.settings.max_streams
+        )
         await self.streams.start()
         self.operators = Operators(self.primary, self.client, self.documents)
         self.pictures = PictureProcess(

@@ -18,6 +18,7 @@ import structlog
 from actors import ReplicaClient
 from gateway.auth import Authenticator
 from gateway.errors import TooMany, Unauthorized
+from gateway.freshness import Floors
 from gateway.metrics import GatewayMetrics
 from gateway.stream import NOWHERE, Stream
 from store.api_keys import PREFIX
@@ -56,9 +57,17 @@ class Streams:
     """All event streams of one gateway."""
 
     def __init__(
-        self, client: ReplicaClient, primary: Primary, auth: Authenticator, metrics: GatewayMetrics, *, most: int
+        self,
+        client: ReplicaClient,
+        floors: Floors,
+        primary: Primary,
+        auth: Authenticator,
+        metrics: GatewayMetrics,
+        *,
+        most: int,
     ) -> None:
         self._client = client
+        self._floors = floors
         self._primary = primary
         self._auth = auth
         self._metrics = metrics
@@ -117,6 +126,9 @@ class Streams:
         except PrimaryUnavailable:
             # Not at `last`, which nobody has looked at: beyond the head, it would hide all that comes.
             missed = Missed(topic.at or NOWHERE, None)
+        else:
+            # What happened before the stream is not told: whoever reads after it began has to see it.
+            self._floors.raise_to(stream.user, missed.head)
         stream.begin(missed, is_return=is_return)
         if topic.at is None:
             topic.at = missed.head

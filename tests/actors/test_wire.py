@@ -49,6 +49,7 @@ class Host:
         self.release = asyncio.Event()
         self.pokes: list[PokeRequest] = []
         self.ended: list[str] = []
+        self.overloads = 0
         self.watched: list[CallRequest] = []
         self.unwatched: list[str | None] = []
 
@@ -69,6 +70,9 @@ class Host:
             return HEAD, request.query
         finally:
             self.ended.append(request.user)
+
+    def overloaded(self) -> None:
+        self.overloads += 1
 
     def poke(self, request: PokeRequest) -> None:
         self.pokes.append(request)
@@ -353,6 +357,7 @@ async def test_requests_under_way_are_bounded_at_the_host(pair: Pair, monkeypatc
 
     refused = [await next_frame(reader) for _ in range(2)]
     assert [(n, kind) for n, kind, _ in refused] == [(9, Type.ERROR), (10, Type.ERROR)]
+    assert pair.host.overloads == 2
     assert msgspec.msgpack.decode(refused[0][2]) == [
         "overloaded", "8 requests are under way on this connection"
     ]  # fmt: skip
