@@ -13,37 +13,24 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from actors.activation import Limits
 from actors.config import HostSettings
-from actors.errors import Retryable
 from actors.folder import ReplicaFolder
+from actors.handler import HostHandler
 from actors.health import Pulse, reserved_user
 from actors.janitor import Janitor
-from actors.messages import (
-    CallRequest,
-    PageHead,
-    PageState,
-    PokeRequest,
-    Position,
-    ReadRequest,
-    SyncReply,
-    TouchRequest,
-    Type,
-)
 from actors.metrics import HostMetrics, HostStats
 from actors.placement import first
-from actors.replicas import Answer, Replicas
+from actors.replicas import Replicas
 from actors.slots import Slots
 from actors.wire import WireServer
 from store import hosts
 from store.clock import Clock, SystemClock
 from store.config import StoreSettings
 from store.documents import Documents
-from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable, SettingError
 from store.primary import Primary
 from store.retention import trim
@@ -57,8 +44,6 @@ SWEEP_S = 1.0
 PULSE_S = 5.0
 TRIM_S = 600.0
 TIDY_S = 60.0
-#: Replicas in one listing: more would not be read by anybody.
-_MAX_LISTED = 1000
 #: Handles that are not replicas: sockets, connections, logs, libraries.
 _OTHER_HANDLES = 256
 #: How long a drain may take in all, and what of it is left for requests under way after gateways have heard.
@@ -155,6 +140,7 @@ class ReplicaHost:
             max_age_s=self._settings.host_file_days * 86_400,
             clock=self._clock,
         )
+        self._handler = HostHandler(self._replicas, self.stats, self._metrics)
         self._pulse = Pulse(self._control, self._replicas, self.id)
         self._server = await self._listen()
         self._taken.callback(self._stop_listening)
@@ -198,14 +184,14 @@ class ReplicaHost:
             host, _, port = self._settings.wire_listen.rpartition(":")
             try:
                 server = await loop.create_server(
-                    lambda: WireServer(self, self._connections, secret=secret), host, int(port)
+                    lambda: WireServer(self._handler, self._connections, secret=secret), host, int(port)
                 )
             except (OSError, ValueError) as error:
                 raise SettingError(f"cannot listen on {self._settings.wire_listen}: {error}") from error
             self.address = f"tcp:{host}:{server.sockets[0].getsockname()[1]}"
             return server
         path = self._socket
-        server = await loop.create_unix_server(lambda: WireServer(self, self._connections, secret=None), path)
+        server = await loop.create_unix_server(lambda: WireServer(self._handler, self._connections, secret=None), path)
         path.chmod(0o600)
         self.address = f"unix:{path}"
         return server
@@ -256,63 +242,7 @@ class ReplicaHost:
         if self._socket.parent.name.startswith(_SHORT_PREFIX):
             self._socket.parent.rmdir()
 
-    # --- what the wire asks ---------------------------------------------------------------------------------------
-
-    def peek(self, request: ReadRequest) -> tuple[PageHead, bytes] | None:
-        if request.validate:
-            return None
-        answer = self._replicas.peek(request.user, request.query, _floor(request), max_age_s=request.max_age_s)
-        return None if answer is None else _page(answer, request.have)
-
-    async def read(self, request: ReadRequest) -> tuple[PageHead, bytes]:
-        answer = await self._replicas.read(
-            request.user,
-            request.query,
-            _floor(request),
-            max_wait_s=request.max_wait_ms / 1000,
-            max_age_s=request.max_age_s,
-            validate=request.validate,
-            stale_ok=request.stale_ok,
-        )
-        return _page(answer, request.have)
-
-    def poke(self, request: PokeRequest) -> None:
-        self._replicas.poke(request.user, Bookmark(request.epoch, request.version))
-
-    def overloaded(self) -> None:
-        self._metrics.overloads += 1
-
-    def touch(self, request: TouchRequest) -> None:
-        self._replicas.touch(request.users)
-
-    def watch(self, connection: WireServer, request: CallRequest) -> Position:
-        at = self._replicas.watch(request.user, connection, Bookmark(request.epoch, request.version))
-        return Position("", 0) if at is None else Position(*at)
-
-    def unwatch(self, connection: WireServer, user: str | None) -> None:
-        self._replicas.watches.remove(connection, user)
-
-    async def call(self, kind: Type, request: CallRequest) -> Any:
-        if kind is Type.STATS:
-            return self.stats()
-        if kind is Type.INSPECT:
-            return self._replicas.inspect(request.user)
-        if kind is Type.ACTIVE:
-            return self._replicas.list_active(_MAX_LISTED)
-        if kind is Type.PASSIVATE:
-            return self._replicas.passivate(request.user)
-        if kind is Type.RESEED:
-            self._replicas.reseed(request.user)
-            return True
-        try:
-            if kind is Type.SYNC:
-                cursor, applied = await self._replicas.sync(request.user)
-                return SyncReply(cursor.epoch, cursor.version, applied)
-            if kind is Type.AUDIT:
-                return await self._replicas.audit(request.user, repair=request.repair)
-        except PrimaryUnavailable as error:
-            raise Retryable(str(error)) from error
-        raise Retryable(f"this host does not know calls of type {kind}")
+    # --- what it says of itself ------------------------------------------------------------------------------------
 
     def stats(self) -> HostStats:
         """The host as it describes itself."""
@@ -379,21 +309,6 @@ class ReplicaHost:
 
     async def _tidy(self) -> None:
         self._metrics.files_removed += await self._janitor.tidy(self._replicas.life.paths)
-
-
-def _floor(request: ReadRequest) -> Bookmark | None:
-    return Bookmark(request.floor_epoch, request.floor_version) if request.floor_epoch else None
-
-
-def _page(answer: Answer, have: int) -> tuple[PageHead, bytes]:
-    (epoch, version, _), age_s, (body, query_hash, stamp), outcome, slot, slot_stamp = answer
-    if body is None:
-        state, body = PageState.MISSING, b""
-    elif stamp == have:
-        state, body = PageState.UNCHANGED, b""
-    else:
-        state = PageState.BYTES
-    return PageHead(epoch, version, age_s, query_hash, stamp, state, outcome, slot, slot_stamp), body
 
 
 def _socket_path(folder: Path, name: str) -> Path:

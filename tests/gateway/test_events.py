@@ -293,7 +293,7 @@ async def test_what_the_host_tells_while_the_gateway_cannot_ask_is_a_resync(
             await listener.begun()
             await until(lambda: is_watched(world, "ana"))
             await link.cut()
-            await world.host.call(Type.RESEED, CallRequest(1000, "ana"))
+            await world.host._handler.call(Type.RESEED, CallRequest(1000, "ana"))
             at = await sql_images(world, "ana")
 
             heard = await heard_until(listener, at)
