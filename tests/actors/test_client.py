@@ -412,7 +412,7 @@ async def test_what_was_told_to_a_lost_connection_is_told_again(
         for connection in list(hosts[0]._connections):
             connection.tell = lambda event: None  # type: ignore[method-assign]  # sent, and never received
         _, bookmark = await history.write([user], lambda c: add_image(c, user))
-        hosts[0].poke(PokeRequest(user, *bookmark))
+        hosts[0]._handler.poke(PokeRequest(user, *bookmark))
         active = hosts[0]._replicas._active.get(user)
         await until(lambda active=active, bookmark=bookmark: active is None or active.position == bookmark)
         if not is_open:
