@@ -35,7 +35,7 @@ _PATIENCE_S = 5.0
 
 async def live(database: str, folder: Path, users: list[str], flags: mmap.mmap, tell: Callable[..., None]) -> None:
     """The child's life: take the folder, bring everybody to head, then pull and seed until the end."""
-    fleet = await Fleet(folder, database, concurrent_seeds=2).open()
+    fleet = await Fleet(folder, database, seeds=2).open()
     tell(left=[path.name for path in folder.rglob("*.staging*")])
     at = {user: (await fleet.replicas.sync(user))[0][:2] for user in users}
     tell(at=at, broken=fleet.metrics.broken, seeds=fleet.metrics.seeds)
