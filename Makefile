@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= .peruse
 
-.PHONY: run test check faults mutants bench bench-quick lock clean
+.PHONY: run test check faults faults-quick mutants bench bench-quick lock clean
 
 run: .venv/installed
 	$(BIN)/peruse serve --data $(DATA)
@@ -19,6 +19,9 @@ check: .venv/installed
 
 faults: .venv/installed
 	$(BIN)/pytest -m faults
+
+faults-quick: .venv/installed
+	$(BIN)/pytest -m "faults and not long"
 
 # Breaks the product in copies, one promise at a time: its tests must see each.
 mutants: .venv/installed

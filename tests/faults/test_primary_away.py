@@ -48,6 +48,7 @@ async def link(database: str) -> AsyncIterator[PrimaryLink]:
     await opened.close()
 
 
+@pytest.mark.long
 async def test_a_minute_without_the_primary(
     open_folder: Path, link: PrimaryLink, primary: Primary, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ async def _storm(clients: list[Client], writers: list[SqlWriter], faults: Faults
         stop.set()
 
 
+@pytest.mark.long
 @pytest.mark.faults
 @pytest.mark.timeout(_LENGTH_S + 240)
 async def test_no_client_is_told_what_is_not_so(served: Served) -> None:

@@ -33,6 +33,7 @@ _WAIT_S, _PRIMARY_S = 0.75, 1.5
 _BREAKER_S, _COUNTED_ON_S, _GIVEN_UP_S = 2.0, 5.0, 8.0
 
 
+@pytest.mark.long
 async def test_a_host_that_sleeps_is_not_waited_for_and_wakes_up_behind_everybody(open_folder: Path) -> None:
     """mission: 139, 142"""
     served = Served(open_folder / "zombie", "--hosts", "2")
