@@ -19,6 +19,7 @@ from gateway import repeats
 from gateway.auth import Role, Signer
 from store import api_keys
 from store.embedded import EmbeddedPostgres
+from tests.actors.fleet import held
 from tests.gateway.asking import bookmark_of, given_images, replica_of, running
 from tests.gateway.raw import Connection, RawReply, connected
 from tests.world import World, until
@@ -335,15 +336,20 @@ async def test_known_bytes_that_are_a_chunk_are_a_body(shared: World, user: str,
 
 
 async def test_known_bytes_that_are_the_body_of_a_get_are_a_body(shared: World, seen: Seen, poll: Poll) -> None:
-    """A GET may have one, and nobody reads it."""
-    head = HEALTHZ[:-2] + b"Content-Length: %d\r\n\r\n" % len(poll.request)
+    """A GET may have one, and nobody reads it; a head that promises one is never known."""
+    for request, is_page in ((HEALTHZ, False), (poll.request, True)):
+        head = request[:-2] + b"Content-Length: %d\r\n\r\n" % len(poll.request)
+        async with connected(shared) as connection:
+            for _ in range(3):
+                await deliver(connection, seen, head, poll.request)
 
-    async with connected(shared) as connection:
-        await deliver(connection, seen, head, poll.request)
-
-        assert (await connection.reply()).head.startswith(b"HTTP/1.1 200")
-        assert await connection.is_silent()
-        assert not any(seen.short[connection.port])
+                assert ("peruse-source" in (await connection.reply()).headers) == is_page
+                assert await connection.is_silent()
+                assert not any(seen.short[connection.port])
+        async with connected(shared) as connection:
+            await deliver(connection, seen, head)
+            await connection.reply()
+            assert not any(seen.short[connection.port])
 
 
 async def test_known_bytes_that_continue_a_head_are_part_of_it(shared: World, seen: Seen, poll: Poll) -> None:
@@ -392,27 +398,42 @@ async def test_known_bytes_glued_to_another_request_are_answered_in_order(
 
 async def test_known_bytes_wait_for_the_request_before(shared: World, user: str, seen: Seen, poll: Poll) -> None:
     """They come while a slow one is under way: its reply is the first."""
-    slow = get("/api/images?limit=3", shared.token(user), "Peruse-Validate: 1")
+    slow = get("/api/images?limit=3", shared.token(user), "Peruse-Validate: 1", "Peruse-Max-Wait: 5000")
 
     async with connected(shared) as connection:
-        await deliver(connection, seen, slow, poll.request)
+        async with held(shared.gateway.primary) as lock:
+            await deliver(connection, seen, slow)
+            await until(lock.waiting)
+            await deliver(connection, seen, poll.request)
+            assert await connection.is_silent()
 
         assert (await connection.reply()).headers["peruse-outcome"] == "waited"
         assert comparable(await connection.reply()) == poll.expected
 
 
 async def test_what_is_learned_is_the_request_that_was_answered(shared: World, user: str, seen: Seen) -> None:
-    """Two come close together, and each is known afterwards as itself, or not at all."""
+    """Another comes while one is under way: it is known afterwards as itself, or not at all."""
     await given_images(shared, user, 3)
     await replica_of(shared, user)
-    requests = [get(f"/api/images?limit={n}", shared.token(user)) for n in (1, 2)]
+    other = get("/api/images?limit=2", shared.token(user))
+    async with connected(shared) as connection:
+        await known(connection, seen, get("/api/images", shared.token(user)))
+    _, bookmark = await shared.gateway.primary.write(
+        user, lambda c: c.execute("update images set title = 'new' where owner_id = $1", user)
+    )
+    slow = get("/api/images?limit=1", shared.token(user), f"Peruse-Bookmark: {bookmark}", "Peruse-Max-Wait: 5000")
 
     async with connected(shared) as connection:
-        await deliver(connection, seen, requests[0], requests[1])
-        first = [(await connection.reply()).body for _ in requests]
-        assert first[0] != first[1]
-        for request, body in list(zip(requests, first, strict=True)) * 3:
-            assert (await connection.ask(request)).body == body
+        async with held(shared.gateway.primary) as lock:
+            await deliver(connection, seen, slow)
+            await until(lock.waiting)
+            await deliver(connection, seen, other)
+        bodies = [(await connection.reply()).body for _ in range(2)]
+
+        assert [body.count(b'"id"') for body in bodies] == [1, 2]
+        for _ in range(5):
+            for request, count in ((other, 2), (slow, 1)):
+                assert (await connection.ask(request)).body.count(b'"id"') == count
 
 
 async def test_known_bytes_after_a_post_or_an_upgrade_are_answered(
@@ -454,30 +475,25 @@ async def test_a_client_that_does_not_read_is_not_written_for(shared: World, use
     """What waits for it is bounded, however much it asks; then it reads, and gets everything."""
     await given_images(shared, user, 200, prompt="long " * 150)
     await replica_of(shared, user, "/api/images?limit=200")
-    request, count = get("/api/images?limit=200", shared.token(user)), 150
+    request = get("/api/images?limit=200", shared.token(user))
     async with connected(shared) as other:
         expected = comparable(await known(other, seen, request))
     assert len(expected[2]) > 100_000
 
     async with connected(shared, receives=8192) as connection:
-        sending = asyncio.ensure_future(_send_all(connection, request, count))
-        await until(lambda: connection.port in seen.protocols and seen.protocols[connection.port].writing_paused)
-        transport = seen.protocols[connection.port].transport
-        most = 0
-        for _ in range(50):
-            most = max(most, transport.get_write_buffer_size())
-            await asyncio.sleep(0.01)
-        replies = [comparable(await connection.reply()) for _ in range(count)]
-        await sending
+        count = 0
+        while count == 0 or not seen.protocols[connection.port].writing_paused:
+            await deliver(connection, seen, request)
+            count += 1
+        assert any(seen.short[connection.port])
+        for _ in range(20):
+            await deliver(connection, seen, request)
+        waiting = seen.protocols[connection.port].transport.get_write_buffer_size()
+        await connection.send(request * 100)
+        replies = [comparable(await connection.reply()) for _ in range(count + 120)]
 
-    assert most < 3 * len(expected[2])
-    assert replies == [expected] * count
-
-
-async def _send_all(connection: Connection, request: bytes, count: int) -> None:
-    for _ in range(count):
-        await connection.send(request)
-        await asyncio.sleep(0)
+    assert 0 < waiting < 3 * len(expected[2])
+    assert replies == [expected] * (count + 120)
 
 
 async def test_a_connection_of_repeats_alone_stays_while_it_asks_and_is_closed_then(
