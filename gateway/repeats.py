@@ -75,8 +75,8 @@ class Repeats:
             response.asked, header, identity, resource.canonical, request.path, added, request_id
         )
 
-    def answer(self, data: bytes) -> tuple[bytes, bytes] | None:
-        """Head and body (empty for a 304) of the reply to `data`; None when it has to go the long way."""
+    def answer(self, data: bytes) -> tuple[bytes, ...] | None:
+        """Head and body (none for a 304) of the reply to `data`; None when it has to go the long way."""
         repeat = self._known.get(data)
         if repeat is None:
             return None
@@ -98,7 +98,7 @@ class Repeats:
         self._requests.answered(
             "GET", repeat.path, repeat.route, 304 if is_known else 200, request_id, time.perf_counter() - started
         )
-        return head, b"" if is_known else read.body
+        return (head,) if is_known else (head, read.body)  # asyncio's transport never gets rid of an empty part
 
     def _is_known(self, repeat: _Repeat, etag: str) -> bool:
         if repeat.matched[0] != etag:
@@ -125,7 +125,8 @@ class _RepeatHandler(RequestHandler):
             return
         waiter = self._waiter
         is_idle = waiter is not None and not waiter.done() and not self._messages
-        if is_idle and not self._paused and not self._close and not self._force_close:
+        may_answer = is_idle and len(data) <= _MAX_BYTES  # hashing a piece of an upload costs more than it can gain
+        if may_answer and not self._paused and not self._close and not self._force_close:
             reply = self._repeats.answer(data)
             if reply is not None:
                 assert self.transport is not None
