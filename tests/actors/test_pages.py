@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
 
+from actors import host as host_module
+from actors import membership
 from actors.active import Active
+from actors.client import ReplicaClient
+from actors.errors import CallError
+from actors.host import ReplicaHost
 from actors.messages import Outcome, PageHead, PageState
 from actors.pages import Page, Pages
 from actors.slots import FIRST, Slots
 from store.epoch import Bookmark
+from store.hosts import list_hosts
+from store.primary import Primary
+from tests.actors.fleet import ALL, add_image
+from tests.world import until
 
+StartHost = Callable[..., Awaitable[ReplicaHost]]
 EPOCH = "1700000000000-1"
 QUERY = b"query"
 ANY_AGE = -1
@@ -229,3 +241,143 @@ def test_many_small_pages_take_no_more_memory_than_few_large_ones(host: Host) ->
     assert len(pages) > 100
     assert pages.bytes <= 2**20
     assert taken < 1.2 * 2**20
+
+
+# --- with a real host -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty beats, sweeps and looks at the membership a second."""
+    monkeypatch.setattr(host_module, "BEAT_S", 0.05)
+    monkeypatch.setattr(host_module, "SWEEP_S", 0.05)
+    monkeypatch.setattr(membership, "REFRESH_S", 0.05)
+
+
+@asynccontextmanager
+async def a_client(primary: Primary, **options: Any) -> AsyncIterator[ReplicaClient]:
+    made = ReplicaClient(
+        lambda: list_hosts(primary), **{"max_page_bytes": 1_000_000, "zero_hop": True, **options}
+    )  # fmt: skip
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def asked(client: ReplicaClient, user: str = "ana") -> Page:
+    """The page over the wire, however long its replica takes to be made."""
+
+    async def answer() -> Page | None:
+        try:
+            return (await client.read(user, ALL, None, timeout_s=5))[1]
+        except CallError:
+            return None
+
+    page: Page = await until(answer)
+    return page
+
+
+async def given_an_image(primary: Primary, user: str = "ana") -> None:
+    await primary.write(user, lambda c: add_image(c, user, "one"))
+
+
+async def is_at_hand(client: ReplicaClient, user: str = "ana") -> bool:
+    """Asks, then looks whether that was the last time it had to."""
+    await asked(client, user)
+    return client.glance(user, ALL, None) is not None
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_page_of_a_replica_that_its_host_closed_is_asked_for(start_host: StartHost, primary: Primary) -> None:
+    """From that moment on; and when it is open again, it is at hand again."""
+    await given_an_image(primary)
+    await start_host(0)
+    async with a_client(primary) as client:
+        await until(lambda: is_at_hand(client))
+
+        assert await client.passivate("ana")
+
+        assert client.glance("ana", ALL, None) is None
+        await until(lambda: is_at_hand(client))
+        await client.reseed("ana")
+        assert client.glance("ana", ALL, None) is None
+        await until(lambda: is_at_hand(client))
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_change_is_asked_for_as_soon_as_its_host_has_it(start_host: StartHost, primary: Primary) -> None:
+    """What any reader was shown by the host, no other is shown less of."""
+    await given_an_image(primary)
+    await start_host(0)
+    async with a_client(primary) as client, a_client(primary) as other:
+        for _ in range(10):
+            await until(lambda: is_at_hand(client))
+            _, bookmark = await primary.write("ana", lambda c: add_image(c, "ana", "more"))
+
+            await other.read("ana", ALL, bookmark, timeout_s=5, max_wait_ms=5000)
+
+            assert client.glance("ana", ALL, None) is None
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("way", ["over TCP", "no segment", "switched off", "no room for pages"])
+async def test_without_a_segment_every_read_is_asked_for(start_host: StartHost, primary: Primary, way: str) -> None:
+    """A host on another node or without room for it, and a gateway that does not want it, or keeps no pages."""
+    await given_an_image(primary)
+    settings = {"wire_listen": "127.0.0.1:0", "wire_secret": "between us"} if way == "over TCP" else {}
+    host = await start_host(0, **settings)
+    segments = list(host._socket.parent.glob("*.slots"))
+    assert len(segments) == (0 if way == "over TCP" else 1)
+    if way == "no segment":
+        segments[0].unlink()
+    options: dict[str, Any] = {"switched off": {"zero_hop": False}, "no room for pages": {"max_page_bytes": 0}}
+    async with a_client(primary, secret=b"between us", **options.get(way, {})) as client:
+        await asked(client)
+        sweeps = host.stats().metrics.sweeps
+        await until(lambda: host.stats().metrics.sweeps > sweeps + 2)
+        reads = host.stats().metrics.reads
+
+        for _ in range(5):
+            assert not await is_at_hand(client)
+
+        assert host.stats().metrics.reads == reads + 5
+
+
+@pytest.mark.usefixtures("quick")
+async def test_who_is_served_without_asking_stays_open_and_who_is_not_is_closed(
+    start_host: StartHost, primary: Primary
+) -> None:
+    """The host hears of it once a second: longer than it lets anybody be idle here is not needed."""
+    for user in ("ana", "ben"):
+        await given_an_image(primary, user)
+    host = await start_host(0, host_idle_s=2.5)
+    async with a_client(primary) as client:
+        for user in ("ana", "ben"):
+            await until(lambda user=user: is_at_hand(client, user))
+        reads, until_s = host.stats().metrics.reads, time.monotonic() + 5
+
+        async def ben_is_closed() -> bool:
+            assert client.glance("ana", ALL, None) is not None
+            return "ben" not in host._replicas._active and time.monotonic() > until_s
+
+        await until(ben_is_closed)
+        assert client.glance("ben", ALL, None) is None
+        assert host.stats().metrics.reads == reads
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_host_that_goes_leaves_nothing_to_be_served(start_host: StartHost, primary: Primary) -> None:
+    """And the segment of the next one is found by itself."""
+    await given_an_image(primary)
+    host = await start_host(0)
+    async with a_client(primary) as client:
+        await until(lambda: is_at_hand(client))
+
+        await host.stop()
+
+        assert list(host._socket.parent.glob("*.slots")) == []
+        assert client.glance("ana", ALL, None) is None
+        await start_host(0)
+        await until(lambda: is_at_hand(client))
