@@ -21,7 +21,9 @@ from actors.slots import FIRST, VERIFIED_AT, Slots, open_slots
 from actors.sync import Sync
 from store.changes import Cursor, Delta, Reset
 from store.documents import Documents
-from tests.actors.fleet import FakeClock
+from store.gallery import GalleryQuery, encode_query
+from store.primary import Primary
+from tests.actors.fleet import FakeClock, Fleet, add_image, shown
 
 EPOCH = "1700000000000-1"
 
@@ -416,3 +418,24 @@ async def test_a_kept_page_is_served_for_exactly_as_long_as_it_is_true(
     for carried in model.on_the_way:
         carried.set_result(None)
     await asyncio.gather(*model.tasks)
+
+
+# --- repairs ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_repair_ends_what_was_kept_of_the_replica(fleet: Fleet, primary: Primary) -> None:
+    """Other content at the same version: nobody may be served the wrong one without asking."""
+    await primary.write("ana", lambda c: add_image(c, "ana", "right"))
+    await fleet.read("ana")
+    active = fleet.replicas.life.active["ana"]
+    active.replica._connection.execute(
+        "update images set doc = cast(replace(cast(doc as text), 'right', 'wrong') as blob)"
+    )
+    kept = await fleet.read("ana", query=encode_query(GalleryQuery(limit=3)))
+    assert [image["prompt"] for image in shown(kept)] == ["wrong"]
+    assert kept.slot_stamp > 0
+
+    report = await fleet.replicas.audit("ana", repair=True)
+
+    assert report.outcome == "repaired"
+    assert fleet.replicas._slots.of(active)[1] != kept.slot_stamp
