@@ -390,6 +390,10 @@ STORIES: dict[str, tuple[list[tuple[str, int]], list[int]]] = {
     "a pull finds it as it was": ([("pull", 0), ("arrive", 0)], [0]),
     "a pull brings a change": ([("write", 0), ("pull", 0), ("arrive", 0)], []),
     "a sweep finds it behind": ([("write", 0), ("sweep", 0), ("arrive", 0)], []),
+    "another is opened, behind, while a sweep is under way": (
+        [("write", 1), ("sweep", 0), ("open", 3), ("give up", 1), ("read", 1), ("arrive", 0)],
+        [0],
+    ),
     "it closes": ([("close", 0)], []),
     "its history is not the primary's": ([("reset", 0), ("pull", 0), ("arrive", 0)], []),
 }
