@@ -18,6 +18,7 @@ from actors.errors import DiskFull, ReplicaBroken, Retryable
 from actors.messages import AuditReport, KindAudit
 from actors.metrics import HostMetrics
 from actors.replica import Applied
+from actors.slots import Slots
 from actors.sync import Sync
 from store.changes import START, Cursor, heads_of, ordered_rows
 from store.clock import Clock
@@ -53,6 +54,7 @@ class Auditor:
         *,
         clock: Clock,
         metrics: HostMetrics,
+        slots: Slots,
     ) -> None:
         self._primary = primary
         self._documents = documents
@@ -60,6 +62,7 @@ class Auditor:
         self._life = life
         self._clock = clock
         self._metrics = metrics
+        self._slots = slots
         self._next_at = 0.0
 
     async def audit(self, active: Active, *, repair: bool) -> AuditReport:
@@ -170,6 +173,7 @@ class Auditor:
             active.replica.apply(cursor, changes)
         except DiskFull as error:
             raise Retryable(str(error)) from error
+        self._slots.stamp(active)  # other content at the same version: who kept the wrong one has to ask
         return "repaired"
 
 

@@ -17,6 +17,8 @@ __all__ = ["Page", "Pages"]
 
 #: A host that has not swept for so long is asked: it may be gone.
 _TRUSTED_NS: Final = 2_000_000_000
+#: A kept page without its body and query, measured with tracemalloc: 1,350 bytes; most of it is its heads.
+_PAGE_BYTES: Final = 1_500
 
 
 class Page:
@@ -38,7 +40,8 @@ class Page:
 
 
 class Pages:
-    """Kept pages by user and query, at most `max_bytes` of bodies; the first kept go first."""
+    """Kept pages by user and query, at most `max_bytes` of them, all told: whoever asks for many small ones gets no
+    more room than who asks for few large ones. The first kept go first."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -75,17 +78,22 @@ class Pages:
         if page is None:
             page = Page(body)
             key = (user, encoded)
-            old = self._pages.pop(key, None)
-            self.bytes += len(body) - (0 if old is None else len(old.body))
+            self._drop(key)
             self._pages[key] = page
+            self.bytes += _size(key, page)
             while self.bytes > self._max_bytes:
-                self.bytes -= len(self._pages.pop(next(iter(self._pages))).body)
+                self._drop(next(iter(self._pages)))
         at = Bookmark(head.epoch, head.version)
         if at != page.at or head.query_hash != page.query_hash:
             page.at, page.query_hash, page.heads = at, head.query_hash, None
         page.stamp = head.stamp
         page.words = None
         return page
+
+    def _drop(self, key: tuple[str, bytes]) -> None:
+        page = self._pages.pop(key, None)
+        if page is not None:
+            self.bytes -= _size(key, page)
 
     def trust(self, page: Page, words: memoryview | None, head: PageHead) -> None:
         """Serve `page` without asking for as long as its slot says so."""
@@ -96,3 +104,7 @@ class Pages:
         """Ask for everything again: users may have moved to other hosts."""
         for page in self._pages.values():
             page.words = None
+
+
+def _size(key: tuple[str, bytes], page: Page) -> int:
+    return len(key[1]) + len(page.body) + _PAGE_BYTES

@@ -89,7 +89,7 @@ class Replicas:
             ),
             concurrency=limits.pulls,
         )
-        self._auditor = Auditor(seeds, documents, self._sync, self.life, clock=clock, metrics=metrics)
+        self._auditor = Auditor(seeds, documents, self._sync, self.life, clock=clock, metrics=metrics, slots=slots)
 
     # --- reading ------------------------------------------------------------------------------------------------
 

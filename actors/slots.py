@@ -47,15 +47,16 @@ class Slots:
         if path is None:
             return cls(bytearray(size))
         path.unlink(missing_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            os.posix_fallocate(fd, 0, size)  # a hole that the disk has no room for would be a SIGBUS
-            return cls(mmap.mmap(fd, size))
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size)  # a hole that the disk has no room for would be a SIGBUS
+                return cls(mmap.mmap(fd, size))
+            finally:
+                os.close(fd)
         except OSError:
-            path.unlink()
+            path.unlink(missing_ok=True)
             return cls.create(None, count)  # no room: readers come over the wire
-        finally:
-            os.close(fd)
 
     def close(self) -> None:
         """Give the memory back. Readers that still have it find what they had, until it is too old for them."""
@@ -71,19 +72,21 @@ class Slots:
             if not self._free:
                 return 0, 0
             active.slot = self._free.pop()
-            if not active.must_pull and active.verified_at * 1e9 >= self._words[VERIFIED_AT]:
+            if not active.must_pull:
                 self.stamp(active)
         stamp = self._words[active.slot]
         return (active.slot, stamp) if stamp else (0, 0)
 
     def stamp(self, active: Active) -> None:
-        """The replica has changed, and is at head."""
+        """The replica has changed, and was at head at its `verified_at`."""
         if active.slot:
             self._last += 1
-            self._words[active.slot] = self._last
+            # A pull may come back after a sweep that was sent later: it does not know what the sweep's time promises.
+            is_known = active.verified_at * 1e9 >= self._words[VERIFIED_AT]
+            self._words[active.slot] = self._last if is_known else 0
 
     def verify(self, active: Active) -> None:
-        """The replica is at head, as before."""
+        """The replica was at head at its `verified_at`, as before."""
         if active.slot and not self._words[active.slot]:
             self.stamp(active)
 

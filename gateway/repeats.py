@@ -110,8 +110,8 @@ class Repeats:
             return None
         return None if read.body is None else read
 
-    def reply(self, repeat: _Repeat, read: Read, started: float) -> tuple[bytes, bytes]:
-        """Head and body (empty for a 304) of the reply, which is counted and logged."""
+    def reply(self, repeat: _Repeat, read: Read, started: float) -> tuple[bytes, ...]:
+        """Head and body (none for a 304) of the reply, which is counted and logged."""
         assert read.body is not None
         is_known = repeat.asked.tags is not None and self._is_known(repeat, etag_of(read))
         added, request_id = repeat.added, repeat.request_id
@@ -123,7 +123,7 @@ class Repeats:
         self._requests.answered(
             "GET", repeat.path, repeat.route, 304 if is_known else 200, request_id, time.perf_counter() - started
         )
-        return head, b"" if is_known else read.body
+        return (head,) if is_known else (head, read.body)  # asyncio's transport never gets rid of an empty part
 
     def _is_known(self, repeat: _Repeat, etag: str) -> bool:
         if repeat.matched[0] != etag:
@@ -154,7 +154,8 @@ class _RepeatHandler(RequestHandler):
             return
         waiter = self._waiter
         is_idle = waiter is not None and not waiter.done() and not self._messages
-        if not (self._is_between and is_idle) or self._paused or self._close or self._force_close:
+        may_answer = self._is_between and is_idle and len(data) <= _MAX_BYTES  # pieces of uploads are not worth a hash
+        if not may_answer or self._paused or self._close or self._force_close:
             self._go_long(data, is_idle=is_idle)
             return
         repeat = self._repeats.find(data)
@@ -189,7 +190,7 @@ class _RepeatHandler(RequestHandler):
         if self._is_closing:
             super().close()
 
-    def _send(self, reply: tuple[bytes, bytes]) -> None:
+    def _send(self, reply: tuple[bytes, ...]) -> None:
         assert self.transport is not None
         assert self._manager is not None
         self.transport.writelines(reply)

@@ -48,6 +48,9 @@ _SYNC: Final = "tests/actors/test_sync.py::"
 _ACTIVATION: Final = "tests/actors/test_activation.py::"
 _REPLICA: Final = "tests/actors/test_replica.py::"
 _FRESHNESS: Final = "tests/gateway/test_freshness.py::"
+_SLOTS: Final = "tests/actors/test_slots.py::"
+_PAGES: Final = "tests/actors/test_pages.py::"
+_REPEATS: Final = "tests/gateway/test_repeats.py::"
 
 MUTANTS: Final = (
     Mutant(
@@ -183,6 +186,105 @@ MUTANTS: Final = (
         "        floor = self.floors.get(user)\n",
         "        floor = None\n",
         (_FRESHNESS + "test_writer_without_a_bookmark_reads_his_write_though_every_poke_is_lost",),
+    ),
+    Mutant(
+        "a replica that lags keeps its stamp",
+        "actors/sync.py",
+        "                self._slots.clear(active)\n"
+        "                self.pull_soon(active)\n"
+        "        for active in actives.values():\n"
+        "            if active.verified_at < sent_at:",
+        "                self.pull_soon(active)\n"
+        "        for active in actives.values():\n"
+        "            if active.verified_at < sent_at and active.replica.user not in users:",
+        (
+            _SLOTS + "test_a_kept_page_is_served_for_exactly_as_long_as_it_is_true[a sweep finds it behind]",
+            _SLOTS + "test_what_a_stamp_allows_is_the_newest_applied_and_was_the_head",
+        ),
+    ),
+    Mutant(
+        "a replica that was opened while a sweep was under way keeps its stamp",
+        "actors/sync.py",
+        "            if active.verified_at < sent_at:",
+        "            if active.verified_at < sent_at and active.replica.user in users:",
+        (
+            _SLOTS + "test_a_kept_page_is_served_for_exactly_as_long_as_it_is_true"
+            "[another is opened, behind, while a sweep is under way]",
+        ),
+    ),
+    Mutant(
+        "changes are applied under the old stamp",
+        "actors/sync.py",
+        "            self._slots.stamp(active)  # after",
+        "            self._slots.verify(active)  # after",
+        (
+            _SLOTS + "test_a_kept_page_is_served_for_exactly_as_long_as_it_is_true[a pull brings a change]",
+            _SLOTS + "test_what_a_stamp_allows_is_the_newest_applied_and_was_the_head",
+        ),
+    ),
+    Mutant(
+        "a pull from before the sweep stamps under the sweep's time",
+        "actors/slots.py",
+        "self._last if is_known else 0",
+        "self._last",
+        (
+            _SLOTS + "test_an_answer_from_before_the_sweep_gives_no_stamp",
+            _SLOTS + "test_what_a_stamp_allows_is_the_newest_applied_and_was_the_head",
+        ),
+    ),
+    Mutant(
+        "a replica that closes keeps its stamp",
+        "actors/slots.py",
+        "            self._words[active.slot] = 0\n            self._free.append(active.slot)",
+        "            self._free.append(active.slot)",
+        (
+            _SLOTS + "test_a_kept_page_is_served_for_exactly_as_long_as_it_is_true[it closes]",
+            _SLOTS + "test_a_slot_of_a_replica_that_closed_is_empty",
+        ),
+    ),
+    Mutant(
+        "the slot is not given back when a replica closes",
+        "actors/activation.py",
+        "            self._slots.release(active)  # first: nobody may be served from what we give up\n",
+        "",
+        (_PAGES + "test_a_page_of_a_replica_that_its_host_closed_is_asked_for",),
+    ),
+    Mutant(
+        "a kept page is served below the floor",
+        "actors/pages.py",
+        "        if floor is not None and floor != page.at and floor.is_after(*page.at):\n            return None\n",
+        "",
+        (
+            _PAGES + "test_a_page_is_never_older_than_the_floor[floor3-False]",
+            _REPEATS + "test_the_first_read_after_a_write_shows_it",
+        ),
+    ),
+    Mutant(
+        "a request that is known is answered whatever became of its credential",
+        "gateway/repeats.py",
+        "        if identity is not repeat.identity and identity != repeat.identity:\n            return None\n",
+        "",
+        (
+            _REPEATS + "test_a_credential_that_is_not_good_any_more_is_not_looked_up_in_what_is_known",
+            _REPEATS + "test_a_revoked_key_ends_what_was_known_with_it_within_two_seconds",
+        ),
+    ),
+    Mutant(
+        "known bytes are a request wherever they come",
+        "gateway/repeats.py",
+        "        self._is_between = is_whole\n",
+        "",
+        (
+            _REPEATS + "test_known_bytes_that_are_a_body_are_a_body",
+            _REPEATS + "test_known_bytes_that_continue_a_head_are_part_of_it",
+        ),
+    ),
+    Mutant(
+        "what is learned is what came last",
+        "gateway/repeats.py",
+        "self.whole = data if is_whole and is_idle and",
+        "self.whole = data if is_whole and",
+        (_REPEATS + "test_what_is_learned_is_the_request_that_was_answered",),
     ),
 )
 

@@ -16,7 +16,7 @@ from store.epoch import Bookmark
 from tests.faults.promises import VIEWS, Gallery, Image, Read, Write, gallery, greatest
 from tests.world import png
 
-__all__ = ["Client"]
+__all__ = ["Client", "Page"]
 
 
 class _Document(msgspec.Struct):
@@ -29,7 +29,7 @@ class _Document(msgspec.Struct):
     created_at: str
 
 
-class _Page(msgspec.Struct):
+class Page(msgspec.Struct):
     images: list[_Document]
 
 
@@ -128,7 +128,7 @@ class Client:
             headers = answer.headers
         at = Bookmark.parse(headers["Peruse-Bookmark"])
         assert at is not None
-        images = gallery([_image(document) for document in msgspec.json.decode(body, type=_Page).images])
+        images = gallery([_image(document) for document in msgspec.json.decode(body, type=Page).images])
         outcome, source, age_s = headers["Peruse-Outcome"], headers["Peruse-Source"], int(headers["Peruse-Age"])
         on_timeout = wish.get("Peruse-On-Timeout", "primary")
         max_age_s = int(wish["Peruse-Max-Staleness"]) if "Peruse-Max-Staleness" in wish else None

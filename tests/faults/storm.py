@@ -9,8 +9,8 @@ import signal
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
 import aiohttp
 import asyncpg
@@ -22,7 +22,18 @@ from store.retention import trim
 from tests.served import Served, peruse
 from tests.world import add_images
 
-__all__ = ["Faults", "SqlWriter"]
+__all__ = ["EVERYTHING", "Faults", "SqlWriter"]
+
+#: Name of a fault → how often among all.
+EVERYTHING: Final = {
+    "kill_host": 2,
+    "stop_host": 3,
+    "kill_gateway": 1,
+    "passivate": 4,
+    "reseed": 3,
+    "rotate_epoch": 1,
+    "forget_changes": 2,
+}
 
 _FEWEST, _MOST = 8, 25  # images of a user, about
 _AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -88,9 +99,18 @@ class SqlWriter:
 
 
 class Faults:
-    """Something goes wrong every second or so. `done` says what and when, `counts` how often."""
+    """Something of `kinds` goes wrong every second or so. `done` says what and when, `counts` how often."""
 
-    def __init__(self, served: Served, primary_url: str, users: list[str], *, seed: int, token: str) -> None:
+    def __init__(
+        self,
+        served: Served,
+        primary_url: str,
+        users: list[str],
+        *,
+        seed: int,
+        token: str,
+        kinds: Mapping[str, int] = EVERYTHING,
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.done: list[str] = []
         self._served = served
@@ -98,21 +118,12 @@ class Faults:
         self._users = users
         self._random = random.Random(seed)
         self._headers = {"Authorization": f"Bearer {token}"}
+        self._kinds = kinds
         self._stopped: dict[int, asyncio.Task[None]] = {}
         self._started = time.monotonic()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; whatever was stopped goes on then."""
-        kinds: list[tuple[Callable[[], Awaitable[bool]], int]] = [
-            (self.kill_host, 2),
-            (self.stop_host, 3),
-            (self.kill_gateway, 1),
-            (self.passivate, 4),
-            (self.reseed, 3),
-            (self.rotate_epoch, 1),
-            (self.forget_changes, 2),
-        ]
-        faults, weights = zip(*kinds, strict=True)
         async with aiohttp.ClientSession(
             self._served.url,
             headers=self._headers,
@@ -120,8 +131,8 @@ class Faults:
             timeout=aiohttp.ClientTimeout(total=10),
         ) as self._http:
             while not stop.is_set():
-                (fault,) = self._random.choices(faults, weights)
-                await self.cause(fault)
+                (name,) = self._random.choices(list(self._kinds), list(self._kinds.values()))
+                await self.cause(getattr(self, name))
                 await asyncio.sleep(self._random.uniform(0.1, 2.5))
         await asyncio.gather(*self._stopped.values())
 
