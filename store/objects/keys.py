@@ -26,6 +26,7 @@ __all__ = [
     "is_filename",
     "is_key",
     "keys_of",
+    "named_key",
     "new_key",
     "owner_tag",
     "small_thumb_key",
@@ -82,12 +83,18 @@ def thumb_key(key: str) -> str:
 def small_thumb_key(key: str) -> str:
     """Returns where the thumbnail of 96 pixels is kept. `key` is the picture's, or that of its other thumbnail: so its
     URL follows from `thumb_url`."""
-    return key.removesuffix(_THUMB) + _SMALL_THUMB if is_key(key) and key.endswith(_THUMB) else _stem(key) + _SMALL_THUMB
+    stem = key.removesuffix(_THUMB) if is_key(key) and key.endswith(_THUMB) else _stem(key)
+    return stem + _SMALL_THUMB
 
 
 def keys_of(key: str) -> tuple[str, str, str]:
     """Returns all the keys that come and go with a picture: its own and those of its thumbnails."""
     return key, thumb_key(key), small_thumb_key(key)
+
+
+def named_key(key: str) -> str:
+    """Returns the key by which the row of a file is found: no column names the small thumbnail."""
+    return key.removesuffix(_SMALL_THUMB) + _THUMB if key.endswith(_SMALL_THUMB) else key
 
 
 def _stem(key: str) -> str:

@@ -10,10 +10,13 @@ from typing import Final
 import thumbhash
 from PIL import Image, ImageCms
 
-__all__ = ["THUMB_PX", "fit", "orientation_of", "placeholder", "thumb_of", "webp"]
+__all__ = ["SMALL_THUMB_PX", "THUMB_PX", "fit", "orientation_of", "placeholder", "smaller", "thumb_of", "webp"]
 
 THUMB_PX: Final = 384
 """The longest side. A card of the gallery is 192 CSS pixels wide, on a screen with two pixels to each."""
+
+SMALL_THUMB_PX: Final = 96
+"""For rows of a table and menus, at 48 CSS pixels."""
 
 _PLACEHOLDER_PX: Final = 32
 """The hash keeps some 30 numbers however large its input; its cost grows with the pixels (2.7 ms at 32)."""
@@ -64,6 +67,11 @@ def thumb_of(image: Image.Image, box: tuple[int, int], orientation: int) -> Imag
         small = small.transpose(_UPRIGHT[orientation])
     small.info = {}
     return small
+
+
+def smaller(image: Image.Image, longest: int) -> Image.Image:
+    """Returns a copy of a thumbnail that fits a square."""
+    return image.resize(fit(*image.size, longest), Image.Resampling.LANCZOS)
 
 
 def webp(image: Image.Image) -> bytes:

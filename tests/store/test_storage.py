@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -17,16 +16,14 @@ LIMITS = Limits(1000, 5000, 9000)
 
 
 @pytest.fixture
-async def ana(primary: Primary) -> AsyncIterator[Primary]:
+async def ana(primary: Primary) -> Primary:
     """The primary, with the user ana."""
     await primary.write("ana", lambda connection: ensure_user(connection, "ana"))
-    yield primary
+    return primary
 
 
 async def reserve(primary: Primary, size_bytes: int, *, lifetime_s: float = 60.0) -> Reservation:
-    made, _ = await primary.write(
-        "ana", lambda c: storage.reserve(c, "ana", size_bytes, LIMITS, lifetime_s=lifetime_s)
-    )
+    made, _ = await primary.write("ana", lambda c: storage.reserve(c, "ana", size_bytes, LIMITS, lifetime_s=lifetime_s))
     return made
 
 
@@ -116,7 +113,7 @@ async def test_what_a_crash_left_reserved_is_taken_back_when_it_is_needed(ana: P
     assert await account(ana) == (0, 1000)
     for reservation in (kept, taken):
         await ana.write("ana", lambda c, r=reservation: storage.settle(c, r))
-    with pytest.raises(ReservationEnded, match="^the room for 900 bytes was not used in time$"):
+    with pytest.raises(ReservationEnded, match=r"^the room for 900 bytes was not used in time$"):
         await ana.write("ana", lambda c: storage.settle(c, left))
     assert await account(ana) == (1000, 0)
 
