@@ -57,6 +57,7 @@ SWEEP_S = 1.0
 PULSE_S = 5.0
 TRIM_S = 600.0
 TIDY_S = 60.0
+ERASED_S = 2.0
 #: Replicas in one listing: more would not be read by anybody.
 _MAX_LISTED = 1000
 #: Handles that are not replicas: sockets, connections, logs, libraries.
@@ -164,6 +165,7 @@ class ReplicaHost:
         self._run("pulse", PULSE_S, self._pulse.beat, at_once=True)
         self._run("trim", TRIM_S, self._trim)
         self._run("tidy", TIDY_S, self._tidy, at_once=True)
+        self._run("erased", ERASED_S, self._forget_erased, at_once=True)
         if self._settings.host_audit_s:
             self._run("audit", self._settings.host_audit_s, self._replicas.audit_idle)
 
@@ -374,6 +376,10 @@ class ReplicaHost:
 
     async def _tidy(self) -> None:
         self._metrics.files_removed += await self._janitor.tidy(self._replicas.life.paths)
+
+    async def _forget_erased(self) -> None:
+        removed = await self._janitor.forget_erased(self._control, self._replicas.life.forget)
+        self._metrics.files_removed += removed
 
 
 def _floor(request: ReadRequest) -> Bookmark | None:

@@ -114,6 +114,33 @@ begin
   return query select sync_epoch_now(), coalesce((select s.version from sync_user s where s.user_id = who), 0);
 end $$;
 
+-- An object goes with its row, whoever deletes the row: its keys are written down in the same transaction, and what is
+-- written down is deleted until it is gone.
+create or replace function {schema}.object_gone() returns trigger
+language plpgsql security definer set search_path = {schema}, pg_temp as $$
+begin
+  insert into deletions (key) select k from gone g cross join unnest(array[g.object_key, g.thumb_key]) k
+  where k is not null on conflict do nothing;
+  return null;
+end $$;
+
+create or replace function {schema}.object_changed() returns trigger
+language plpgsql security definer set search_path = {schema}, pg_temp as $$
+begin
+  insert into deletions (key) select k from unnest(array[old.object_key, old.thumb_key]) k
+  where k is not null and k is distinct from new.object_key and k is distinct from new.thumb_key on conflict do nothing;
+  return null;
+end $$;
+
+create or replace function {schema}.object_attach(tbl regclass) returns void language plpgsql as $$
+begin
+  execute format('drop trigger if exists object_gone on %s', tbl);
+  execute format('drop trigger if exists object_changed on %s', tbl);
+  execute format('create trigger object_gone after delete on %s referencing old table as gone for each statement execute function object_gone()', tbl);
+  execute format('create trigger object_changed after update on %s for each row when (old.object_key is distinct from new.object_key or old.thumb_key is distinct from new.thumb_key) execute function object_changed()', tbl);
+  execute format('alter table %s enable always trigger object_gone, enable always trigger object_changed', tbl);
+end $$;
+
 -- Every user has an account from the start, whoever creates the user.
 create or replace function {schema}.account_open() returns trigger
 language plpgsql security definer set search_path = {schema}, pg_temp as $$

@@ -20,7 +20,7 @@ from store.ids import is_user_id
 if TYPE_CHECKING:
     from gateway.app import Gateway
 
-__all__ = ["GATEWAY", "caller", "gallery_query", "read_response", "service_for", "written"]
+__all__ = ["GATEWAY", "caller", "flag", "gallery_query", "read_response", "service_for", "written"]
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway")
 
@@ -104,6 +104,21 @@ def no_parameters(request: web.Request) -> None:
     if request.query:
         name = next(iter(request.query))
         raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; this address takes none")
+
+
+def flag(request: web.Request, name: str) -> bool:
+    """Whether the query parameter `name`, the only one that is known, is 1.
+
+    Raises:
+        InvalidQuery: names another one, or this one when it is neither 1 nor 0.
+    """
+    for other in request.query:
+        if other != name:
+            raise InvalidQuery(other, f"unknown query parameter {other[:40]!r}; this address takes {name}")
+    value = request.query.getall(name, ["0"])
+    if value not in (["0"], ["1"]):
+        raise InvalidQuery(name, f"{name} must be 1 or 0")
+    return value == ["1"]
 
 
 def wish_of(request: web.Request) -> Wish:
