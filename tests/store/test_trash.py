@@ -1,4 +1,4 @@
-"""Removing for good: row, account and the note of the objects in one transaction, and the objects until they are gone."""
+"""Removing for good: the row and the note of its objects in one transaction, then the objects until they are gone."""
 
 from __future__ import annotations
 

@@ -1,0 +1,209 @@
+"""Do rows and objects agree? Both are read once, in the order of their keys, and compared side by side.
+
+The keys of all rows are copied into a temporary table, so that no transaction stays open while a bucket is listed, and
+memory holds a page of each side. What differs is asked about again before it counts: an upload or a deletion may have
+come in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Final, Literal
+
+import msgspec
+
+from store.errors import ObjectMissing, PictureError
+from store.objects.interface import ObjectInfo, Objects
+from store.objects.keys import is_key
+from store.objects.pictures import Picture
+from store.primary import Connection, Primary
+
+__all__ = ["ORPHAN_AGE", "Finding", "Prepare", "Report", "reconcile"]
+
+Prepare = Callable[[bytes], Awaitable[Picture]]
+
+_PAGE: Final = 5000
+_BATCH: Final = 500
+#: Younger objects may be uploads whose rows are about to come.
+ORPHAN_AGE: Final = timedelta(hours=1)
+
+#: Columns with keys, and how a missing thumbnail finds its picture.
+_KEYS: Final = """
+select object_key as key, null::text as picture from images
+union all select thumb_key, object_key from images where thumb_key is not null
+union all select object_key, null from reference_images
+union all select thumb_key, object_key from reference_images where thumb_key is not null
+"""
+_COPY: Final = f'create temporary table known_keys as select key collate "C" as key, picture from ({_KEYS}) k'
+_INDEX: Final = "create index on known_keys (key)"
+_NEXT: Final = "select key, picture from known_keys where key > $1 order by key limit $2"
+# Those of $1 that a row has now.
+_USED: Final = """
+select object_key from images where object_key = any($1::text[])
+union all select thumb_key from images where thumb_key = any($1::text[])
+union all select object_key from reference_images where object_key = any($1::text[])
+union all select thumb_key from reference_images where thumb_key = any($1::text[])
+"""
+_LISTED: Final = "select key from deletions where key = any($1::text[])"
+_LIST: Final = "insert into deletions (key) select k from unnest($1::text[]) k on conflict do nothing"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One key about which rows and objects differ.
+
+    orphan    an object that no row refers to, older than an hour, and not about to be deleted
+    missing   a row's object that is not there
+    """
+
+    kind: Literal["orphan", "missing"]
+    key: str
+    size_bytes: int = 0
+    repaired: str = ""  # what was done about it; empty: nothing
+
+
+class Report(msgspec.Struct):
+    """Counts of a whole run. `bytes` are those of the orphans."""
+
+    rows: int = 0  # keys in rows
+    objects: int = 0
+    orphans: int = 0
+    orphan_bytes: int = 0
+    missing: int = 0
+    repaired: int = 0
+
+    @property
+    def is_good(self) -> bool:
+        return self.orphans + self.missing == self.repaired
+
+
+async def reconcile(
+    primary: Primary,
+    objects: Objects,
+    *,
+    now: datetime,
+    prepare: Prepare | None = None,
+    found: Callable[[Finding], None] = lambda finding: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Compare all rows with all objects. `found` hears of each difference, `progress` of keys passed and keys in rows.
+
+    With `prepare`, which reads a picture (see pictures), what can be is repaired: orphans are put on the list of
+    deletions, which gateways work off, and missing thumbnails are made again. A missing picture can only come from a
+    backup: it is told, and its row stays.
+
+    Raises:
+        PrimaryUnavailable, ObjectError: not finished; what was repaired is.
+    """
+    report = Report()
+    async with primary.connection() as connection:
+        try:
+            await connection.execute(_COPY)
+            await connection.execute(_INDEX)
+            report.rows = await connection.fetchval("select count(*) from known_keys")
+            run = _Run(connection, objects, report, found, prepare=prepare, orphans_before=now - ORPHAN_AGE)
+            await run.compare(progress)
+        finally:
+            await connection.execute("drop table if exists known_keys")
+    return report
+
+
+class _Run:
+    """One comparison. Suspects wait for each other, to be asked about many at a time."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        objects: Objects,
+        report: Report,
+        found: Callable[[Finding], None],
+        *,
+        prepare: Prepare | None,
+        orphans_before: datetime,
+    ) -> None:
+        self._connection = connection
+        self._objects = objects
+        self._report = report
+        self._found = found
+        self._prepare = prepare
+        self._orphans_before = orphans_before
+        self._orphans: dict[str, ObjectInfo] = {}
+        self._missing: dict[str, str | None] = {}
+
+    async def compare(self, progress: Callable[[int, int], None]) -> None:
+        rows = self._rows()
+        passed = 0
+        row = await anext(rows, None)
+        async for info in self._objects.scan():
+            self._report.objects += 1
+            while row is not None and row[0] < info.key:
+                await self._saw_missing(*row)
+                row, passed = await anext(rows, None), passed + 1
+            if row is not None and row[0] == info.key:
+                row, passed = await anext(rows, None), passed + 1
+            elif info.modified_at < self._orphans_before:
+                self._orphans[info.key] = info
+                if len(self._orphans) >= _BATCH:
+                    await self._settle_orphans()
+            if self._report.objects % _BATCH == 0:
+                progress(passed, self._report.rows)
+        while row is not None:
+            await self._saw_missing(*row)
+            row, passed = await anext(rows, None), passed + 1
+            if passed % _BATCH == 0:
+                progress(passed, self._report.rows)
+        await self._settle_orphans()
+        await self._settle_missing()
+        progress(passed, self._report.rows)
+
+    async def _rows(self) -> AsyncIterator[tuple[str, str | None]]:
+        """(key, key of the picture that it is a thumbnail of) of all rows, ascending."""
+        after = ""
+        while page := await self._connection.fetch(_NEXT, after, _PAGE):
+            for row in page:
+                yield row["key"], row["picture"]
+            after = page[-1]["key"]
+
+    async def _saw_missing(self, key: str, picture: str | None) -> None:
+        self._missing[key] = picture
+        if len(self._missing) >= _BATCH:
+            await self._settle_missing()
+
+    async def _settle_orphans(self) -> None:
+        suspects, self._orphans = self._orphans, {}
+        keys = list(suspects)
+        known = {r[0] for sql in (_USED, _LISTED) for r in await self._connection.fetch(sql, keys)}
+        orphans = [info for key, info in suspects.items() if key not in known]
+        if self._prepare is not None:
+            await self._connection.execute(_LIST, [info.key for info in orphans])
+        for info in orphans:
+            self._report.orphans += 1
+            self._report.orphan_bytes += info.size_bytes
+            self._tell(
+                Finding("orphan", info.key, info.size_bytes, "to be deleted" if self._prepare is not None else "")
+            )
+
+    async def _settle_missing(self) -> None:
+        suspects, self._missing = self._missing, {}
+        used = {row[0] for row in await self._connection.fetch(_USED, list(suspects))}
+        for key, picture in suspects.items():
+            # The row may be gone since, and an object that came after the scan had passed its key is there now.
+            if key not in used or (is_key(key) and await self._objects.exists(key)):
+                continue
+            is_made = picture is not None and await self._make_thumb(key, picture)
+            self._report.missing += 1
+            self._tell(Finding("missing", key, repaired="made again" if is_made else ""))
+
+    async def _make_thumb(self, key: str, picture: str) -> bool:
+        if self._prepare is None or not (is_key(key) and is_key(picture)):
+            return False
+        try:
+            prepared = await self._prepare(await self._objects.get(picture))
+            await self._objects.put(key, prepared.thumb)
+        except (ObjectMissing, PictureError):
+            return False
+        return True
+
+    def _tell(self, finding: Finding) -> None:
+        self._report.repaired += bool(finding.repaired)
+        self._found(finding)
