@@ -31,10 +31,12 @@ _TAKE: Final = """
 update deletions d set due_at = clock_timestamp() + make_interval(secs => $2), attempts = d.attempts + 1
 where d.key in (select key from deletions where due_at <= clock_timestamp() order by due_at limit $1
                 for update skip locked)
-returning d.key,
-  exists (select from images i where i.object_key = d.key) or exists (select from images i where i.thumb_key = d.key)
-  or exists (select from reference_images r where r.object_key = d.key)
-  or exists (select from reference_images r where r.thumb_key = d.key) as is_used
+returning d.key, d.key in (
+  select k from images i cross join object_keys(i.object_key, i.thumb_key) k
+  where i.object_key = d.key or i.thumb_key = replace(d.key, '.thumb96.', '.thumb.')
+  union all
+  select k from reference_images r cross join object_keys(r.object_key, r.thumb_key) k
+  where r.object_key = d.key or r.thumb_key = replace(d.key, '.thumb96.', '.thumb.')) as is_used
 """
 _FORGET: Final = "delete from deletions where key = any($1::text[])"
 # $1 keys, $2 longest pause: 2, 4, 8 … seconds after the first, second, third failure.

@@ -115,20 +115,27 @@ begin
 end $$;
 
 -- An object goes with its row, whoever deletes the row: its keys are written down in the same transaction, and what is
--- written down is deleted until it is gone.
+-- written down is deleted until it is gone. The small thumbnail has the name of the other one, and no column.
+create or replace function {schema}.object_keys(object_key text, thumb_key text) returns setof text
+language sql immutable as $$
+  select k from unnest(array[object_key, thumb_key,
+    case when thumb_key like '%.thumb.webp' then regexp_replace(thumb_key, '\.thumb\.webp$', '.thumb96.webp') end]) k
+  where k is not null
+$$;
+
 create or replace function {schema}.object_gone() returns trigger
 language plpgsql security definer set search_path = {schema}, pg_temp as $$
 begin
-  insert into deletions (key) select k from gone g cross join unnest(array[g.object_key, g.thumb_key]) k
-  where k is not null on conflict do nothing;
+  insert into deletions (key) select k from gone g cross join object_keys(g.object_key, g.thumb_key) k
+  on conflict do nothing;
   return null;
 end $$;
 
 create or replace function {schema}.object_changed() returns trigger
 language plpgsql security definer set search_path = {schema}, pg_temp as $$
 begin
-  insert into deletions (key) select k from unnest(array[old.object_key, old.thumb_key]) k
-  where k is not null and k is distinct from new.object_key and k is distinct from new.thumb_key on conflict do nothing;
+  insert into deletions (key) select object_keys(old.object_key, old.thumb_key)
+  except select object_keys(new.object_key, new.thumb_key) on conflict do nothing;
   return null;
 end $$;
 

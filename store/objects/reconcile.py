@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
@@ -28,23 +28,23 @@ _BATCH: Final = 500
 #: Younger objects may be uploads whose rows are about to come.
 ORPHAN_AGE: Final = timedelta(hours=1)
 
-#: Columns with keys, and how a missing thumbnail finds its picture.
+#: All keys of all rows, and of a thumbnail its picture. The small thumbnail, which no column names, need not be there.
 _KEYS: Final = """
-select object_key as key, null::text as picture from images
-union all select thumb_key, object_key from images where thumb_key is not null
-union all select object_key, null from reference_images
-union all select thumb_key, object_key from reference_images where thumb_key is not null
+create temporary table known_keys as
+select k collate "C" as key, case when k <> object_key then object_key end as picture,
+       k <> object_key and k <> thumb_key as is_optional
+from (select object_key, thumb_key from images union all select object_key, thumb_key from reference_images) r
+cross join object_keys(object_key, thumb_key) k
 """
-_COPY: Final = f'create temporary table known_keys as select key collate "C" as key, picture from ({_KEYS}) k'
 _INDEX: Final = "create index on known_keys (key)"
-_NEXT: Final = "select key, picture from known_keys where key > $1 order by key limit $2"
+_NEXT: Final = "select key, picture, is_optional from known_keys where key > $1 order by key limit $2"
 # Those of $1 that a row has now.
-_USED: Final = """
-select object_key from images where object_key = any($1::text[])
-union all select thumb_key from images where thumb_key = any($1::text[])
-union all select object_key from reference_images where object_key = any($1::text[])
-union all select thumb_key from reference_images where thumb_key = any($1::text[])
-"""
+_USED: Final = " union all ".join(
+    f"""
+select k from {table} t cross join object_keys(t.object_key, t.thumb_key) k
+where (t.object_key = any($1::text[]) or t.thumb_key = any($2::text[])) and k = any($1::text[])"""
+    for table in ("images", "reference_images")
+)
 _LISTED: Final = "select key from deletions where key = any($1::text[])"
 _LIST: Final = "insert into deletions (key) select k from unnest($1::text[]) k on conflict do nothing"
 
@@ -98,14 +98,22 @@ async def reconcile(
     report = Report()
     async with primary.connection() as connection:
         try:
-            await connection.execute(_COPY)
+            await connection.execute(_KEYS)
             await connection.execute(_INDEX)
-            report.rows = await connection.fetchval("select count(*) from known_keys")
+            report.rows = await connection.fetchval("select count(*) from known_keys where not is_optional")
             run = _Run(connection, objects, report, found, prepare=prepare, orphans_before=now - ORPHAN_AGE)
             await run.compare(progress)
         finally:
             await connection.execute("drop table if exists known_keys")
     return report
+
+
+class _Known(NamedTuple):
+    """A key that a row has, and of a thumbnail the key of its picture."""
+
+    key: str
+    picture: str | None
+    is_optional: bool
 
 
 class _Run:
@@ -127,52 +135,57 @@ class _Run:
         self._found = found
         self._prepare = prepare
         self._orphans_before = orphans_before
+        self._passed = 0
         self._orphans: dict[str, ObjectInfo] = {}
         self._missing: dict[str, str | None] = {}
 
     async def compare(self, progress: Callable[[int, int], None]) -> None:
         rows = self._rows()
-        passed = 0
         row = await anext(rows, None)
         async for info in self._objects.scan():
             self._report.objects += 1
-            while row is not None and row[0] < info.key:
-                await self._saw_missing(*row)
-                row, passed = await anext(rows, None), passed + 1
-            if row is not None and row[0] == info.key:
-                row, passed = await anext(rows, None), passed + 1
+            while row is not None and row.key < info.key:
+                await self._saw_missing(row)
+                row = await anext(rows, None)
+            if row is not None and row.key == info.key:
+                row = await anext(rows, None)
             elif info.modified_at < self._orphans_before:
                 self._orphans[info.key] = info
                 if len(self._orphans) >= _BATCH:
                     await self._settle_orphans()
             if self._report.objects % _BATCH == 0:
-                progress(passed, self._report.rows)
+                progress(self._passed, self._report.rows)
         while row is not None:
-            await self._saw_missing(*row)
-            row, passed = await anext(rows, None), passed + 1
-            if passed % _BATCH == 0:
-                progress(passed, self._report.rows)
+            await self._saw_missing(row)
+            row = await anext(rows, None)
         await self._settle_orphans()
         await self._settle_missing()
-        progress(passed, self._report.rows)
+        progress(self._passed, self._report.rows)
 
-    async def _rows(self) -> AsyncIterator[tuple[str, str | None]]:
-        """(key, key of the picture that it is a thumbnail of) of all rows, ascending."""
+    async def _rows(self) -> AsyncIterator[_Known]:
+        """The keys of all rows, ascending."""
         after = ""
         while page := await self._connection.fetch(_NEXT, after, _PAGE):
             for row in page:
-                yield row["key"], row["picture"]
+                self._passed += not row["is_optional"]
+                yield _Known(*row)
             after = page[-1]["key"]
 
-    async def _saw_missing(self, key: str, picture: str | None) -> None:
-        self._missing[key] = picture
+    async def _saw_missing(self, row: _Known) -> None:
+        if not row.is_optional:
+            self._missing[row.key] = row.picture
         if len(self._missing) >= _BATCH:
             await self._settle_missing()
+
+    async def _used(self, keys: list[str]) -> set[str]:
+        named = [key.replace(".thumb96.", ".thumb.") for key in keys]
+        return {row[0] for row in await self._connection.fetch(_USED, keys, named)}
 
     async def _settle_orphans(self) -> None:
         suspects, self._orphans = self._orphans, {}
         keys = list(suspects)
-        known = {r[0] for sql in (_USED, _LISTED) for r in await self._connection.fetch(sql, keys)}
+        listed = {row[0] for row in await self._connection.fetch(_LISTED, keys)}
+        known = listed | await self._used(keys)
         orphans = [info for key, info in suspects.items() if key not in known]
         if self._prepare is not None:
             await self._connection.execute(_LIST, [info.key for info in orphans])
@@ -185,7 +198,7 @@ class _Run:
 
     async def _settle_missing(self) -> None:
         suspects, self._missing = self._missing, {}
-        used = {row[0] for row in await self._connection.fetch(_USED, list(suspects))}
+        used = await self._used(list(suspects))
         for key, picture in suspects.items():
             # The row may be gone since, and an object that came after the scan had passed its key is there now.
             if key not in used or (is_key(key) and await self._objects.exists(key)):
