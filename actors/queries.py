@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 
-from store.gallery import GalleryQuery, Query, for_sqlite, image_body, page_body
+from store.gallery import ImageQuery, Query, ReferenceQuery, for_sqlite, one_body, page_body
 
 __all__ = ["answer"]
 
 
 def answer(connection: sqlite3.Connection, query: Query) -> bytes | None:
     """The body for `query`; None when the row it names is not there."""
-    if isinstance(query, GalleryQuery):
-        sql, values = for_sqlite(query)
-        return page_body(query, connection.execute(sql, values).fetchall())
-    row = connection.execute("select doc from images where id = ?", (query.id,)).fetchone()
-    return None if row is None else image_body(row[0])
+    if isinstance(query, ImageQuery | ReferenceQuery):
+        row = connection.execute(f"select doc from {query.kind} where id = ?", (query.id,)).fetchone()
+        return None if row is None else one_body(query.kind, row[0])
+    sql, values = for_sqlite(query)
+    return page_body(query, connection.execute(sql, values).fetchall())

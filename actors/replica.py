@@ -52,6 +52,8 @@ _stamps: Final = count(secrets.randbits(62) + 1)
 
 #: What a damaged file raises; UnicodeDecodeError comes from sqlite3 when the schema's text is damaged.
 _BROKEN: Final = (sqlite3.Error, UnicodeDecodeError)
+#: The kinds that pages read so far.
+_LISTED: Final = frozenset({"images", "reference_images"})
 
 
 def _code(error: BaseException) -> int:
@@ -178,7 +180,7 @@ class Replica:
                 raise DiskFull(f"no room to apply changes of {self.user}") from error
             raise ReplicaBroken(f"changes of {self.user} could not be applied: {error}") from error
         self.cursor = head
-        if "images" in kinds:  # the only kind that a page reads so far
+        if not kinds.isdisjoint(_LISTED):
             self._forget_pages()
 
     def read(self, encoded: bytes) -> KeptPage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -25,10 +26,13 @@ from store import hosts
 from store.config import StoreSettings
 from store.documents import Documents
 from store.epoch import Bookmark
-from store.objects.local import LocalObjects
+from store.errors import ObjectError, ObjectsUnavailable, SettingError
+from store.objects import open_objects
 from store.objects.pictures import PictureProcess
+from store.objects.signing import open_signed_urls
 from store.primary import Connection, Primary
 from store.reads import PrimaryReads
+from store.storage import Limits
 
 __all__ = ["Gateway", "make_app"]
 
@@ -37,6 +41,8 @@ T = TypeVar("T")
 
 #: A temporary object this old is a killed writer's.
 _ABANDONED_S = 3600.0
+#: A gateway answers reads without the object store, so it does not wait longer for it.
+_CHECK_S = 5.0
 
 
 class Gateway:
@@ -58,14 +64,21 @@ class Gateway:
         self.metrics = GatewayMetrics()
         self.requests = RequestLog(self.metrics, access_log=settings.access_log)
         self.documents = Documents(store.files_base)
-        self.objects = LocalObjects(data / "objects")
+        self.objects = open_objects(data, store)
+        self.urls = open_signed_urls(data, store, self.objects)
+        self.storage_limits = Limits(store.storage_free_bytes, store.storage_pro_bytes, store.storage_enterprise_bytes)
         self.started_at = time.monotonic()
         self._url = primary_url
         self._store = store
         self._wire_secret = wire_secret
 
     async def start(self) -> None:
-        """Open the pools and learn the hosts. Needs neither the primary nor a host to be there."""
+        """Open the pools and learn the hosts. Needs neither the primary, nor a host, nor the bucket to be there.
+
+        Raises:
+            SettingError: the object store refuses us, or cannot be written to.
+        """
+        await self._check_objects()
         await self.objects.sweep_temporary(_ABANDONED_S)
         store = self._store
         self.primary = await Primary.open(self._url, name=f"gateway {self.index}", size=store.gateway_connections)
@@ -105,6 +118,17 @@ class Gateway:
         await self.primary.close()
         await self.fallback.close()
         await self.pictures.close()
+        await self.objects.close()
+
+    async def _check_objects(self) -> None:
+        try:
+            async with asyncio.timeout(_CHECK_S):
+                await self.objects.check()
+        except (ObjectsUnavailable, TimeoutError) as error:
+            log.warning("objects.unavailable", error=str(error) or f"no answer within {_CHECK_S:.0f} s")
+        except ObjectError as error:
+            await self.objects.close()
+            raise SettingError(str(error)) from error
 
     async def write(self, user: str, work: Callable[[Connection], Awaitable[T]]) -> tuple[T, Bookmark]:
         """`Primary.write`, and then readers and the user's host hear of it."""

@@ -13,13 +13,20 @@ from aiohttp import web
 from actors import CallError, Overloaded
 from store.errors import (
     BrokenPicture,
+    FetchError,
+    FetchFailed,
+    FetchTooLarge,
     InvalidQuery,
     InvalidValue,
     NotFound,
+    ObjectsUnavailable,
     PictureError,
     PicturesBusy,
     PictureTooLarge,
     PrimaryUnavailable,
+    RangeOutside,
+    ReservationEnded,
+    StorageQuotaExceeded,
     UnsupportedPicture,
 )
 
@@ -82,14 +89,22 @@ _TABLE: Final[tuple[tuple[type[Exception], int, str], ...]] = (
     (PictureTooLarge, 413, "too_large"),
     (PictureError, 422, "broken_picture"),
     (PicturesBusy, 503, "busy"),
+    (StorageQuotaExceeded, 413, "storage_quota_exceeded"),
+    (ReservationEnded, 503, "busy"),
+    (RangeOutside, 416, "range_outside"),
+    # What it refuses us is our own fault: a 500, which is logged.
+    (ObjectsUnavailable, 503, "objects_unavailable"),
+    (FetchTooLarge, 413, "too_large"),
+    (FetchFailed, 502, "fetch_failed"),
+    (FetchError, 422, "fetch_refused"),
     (PrimaryUnavailable, 503, "primary_unavailable"),
     (Overloaded, 503, "overloaded"),
     (CallError, 503, "replica_unavailable"),
 )
 _TITLES: Final = {
     400: "Bad request", 401: "Unauthorized", 403: "Forbidden", 404: "Not found", 405: "Method not allowed",
-    413: "Too large", 415: "Unsupported media type", 422: "Unprocessable", 429: "Too many", 500: "Internal error",
-    503: "Unavailable",
+    413: "Too large", 415: "Unsupported media type", 416: "Range not satisfiable", 422: "Unprocessable",
+    429: "Too many", 500: "Internal error", 502: "Bad gateway", 503: "Unavailable",
 }  # fmt: skip
 _RETRY_AFTER_S: Final = "1"
 
@@ -140,6 +155,8 @@ def problem_response(error: Exception, request_id: str) -> web.Response:
     }
     if field is not None:
         body["field"] = _printable(field)
+    if isinstance(error, StorageQuotaExceeded):
+        body |= {name: getattr(error, name) for name in ("used_bytes", "reserved_bytes", "limit_bytes")}
     response = web.Response(
         status=status, body=msgspec.json.encode(body), content_type="application/problem+json",
         headers={"Cache-Control": "no-store"},

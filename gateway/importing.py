@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from actors import ReplicaClient
-from store import hosts, images
+from store import hosts, images, storage
 from store.config import StoreSettings
-from store.errors import SettingError
+from store.errors import ObjectError, SettingError
 from store.generation.providers import builtin
 from store.instance import primary_url
-from store.objects import keys
-from store.objects.local import LocalObjects
+from store.objects import keys, open_objects
+from store.objects.interface import Objects
 from store.objects.pictures import Picture, prepare
 from store.objects.prefix import owner_secret
+from store.objects.provenance import tagged
 from store.primary import Connection, Primary
 from store.users import ensure_user
 
@@ -132,7 +133,7 @@ class _Made(NamedTuple):
 def _make(line: Line, size: int) -> _Made:
     """In a worker process: render, then look at the bytes as at anybody's."""
     seed = int.from_bytes(hashlib.sha256(line.prompt.encode()).digest()[:4], "big")
-    data = builtin.render(line.prompt, seed=seed, width=size, height=size)
+    data = tagged(builtin.render(line.prompt, seed=seed, width=size, height=size))
     return _Made(line, seed, data, prepare(data))
 
 
@@ -152,9 +153,11 @@ async def import_lines(
     started, cpu_before = time.monotonic(), _cpu_s()
     primary = await Primary.open(primary_url(data, settings), name="import", size=2)
     client = ReplicaClient(lambda: hosts.list_hosts(primary))
+    objects = open_objects(data, settings)
     workers = os.cpu_count() or 1
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_ignore_interrupt)
     try:
+        await _check(objects)
         await client.start()
         missing = await _missing(primary, user, lines)
         present = len(lines) - len(missing)
@@ -164,7 +167,7 @@ async def import_lines(
         async for item in _rendered(pool, missing, size, ahead=workers * 4):
             batch.append(item)
             if len(batch) == _BATCH or made + len(batch) == len(missing):
-                await _store(data, primary, client, user, batch, size)
+                await _store(data, objects, primary, client, user, batch, size)
                 made += len(batch)
                 progress(len(batch))
                 batch = []
@@ -174,6 +177,14 @@ async def import_lines(
         pool.shutdown(cancel_futures=True)
         await client.close()
         await primary.close()
+        await objects.close()
+
+
+async def _check(objects: Objects) -> None:
+    try:
+        await objects.check()
+    except ObjectError as error:
+        raise SettingError(str(error)) from error
 
 
 async def _missing(primary: Primary, user: str, lines: list[Line]) -> list[Line]:
@@ -198,22 +209,29 @@ async def _rendered(pool: ProcessPoolExecutor, lines: list[Line], size: int, *, 
         yield await waiting.pop(0)
 
 
-async def _store(data: Path, primary: Primary, client: ReplicaClient, user: str, batch: list[_Made], size: int) -> None:
-    objects = LocalObjects(data / "objects")
+async def _store(
+    data: Path,
+    objects: Objects,
+    primary: Primary,
+    client: ReplicaClient,
+    user: str,
+    batch: list[_Made],
+    size: int,
+) -> None:
     tag = keys.owner_tag(user, owner_secret(data))
     now = datetime.now(UTC)
     now_ms = int(now.timestamp() * 1000)
     rows = [_row(made, tag, now_ms, now + timedelta(microseconds=n), size) for n, made in enumerate(batch)]
     puts: list[tuple[str, bytes]] = []
     for made, row in zip(batch, rows, strict=True):
-        assert row.thumb_key is not None
-        puts += [(row.object_key, made.data), (row.thumb_key, made.picture.thumb)]
+        puts += made.picture.objects(row.object_key, made.data)
     await objects.put_many(puts)
 
     async def transaction(connection: Connection) -> None:
         await ensure_user(connection, user)
-        for row in rows:
-            await images.insert(connection, user, row)
+        inserted = [row.size_bytes for row in rows if await images.insert(connection, user, row)]
+        # Counted, not asked: whoever runs this command runs the instance, and decides about plans too.
+        await storage.add(connection, user, sum(inserted))
 
     _, bookmark = await primary.write(user, transaction)
     client.poke(user, bookmark)

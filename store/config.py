@@ -173,6 +173,9 @@ class StoreSettings(Settings):
     trash_days: float = Field(
         30.0, gt=0, le=3650, description="days that an image stays in the trash, from where it can be restored"
     )
+    storage_free_bytes: int = Field(10**9, ge=0, le=2**60, description="most bytes of pictures that a free plan keeps")
+    storage_pro_bytes: int = Field(100 * 10**9, ge=0, le=2**60, description="the same for the plan pro")
+    storage_enterprise_bytes: int = Field(500 * 10**9, ge=0, le=2**60, description="the same for the plan enterprise")
     fetch_allow: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="hosts, separated by commas, of providers' results: cdn.example.org, *.example.org (https, "
         "public addresses), or an origin such as http://10.0.0.5:8188 that is trusted wherever it is",

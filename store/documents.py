@@ -174,7 +174,6 @@ class _AccountRow(msgspec.Struct):
     balance_tenths: int
     held_tenths: int
     storage_used_bytes: int
-    storage_reserved_bytes: int
     updated_at: int
 
 
@@ -183,7 +182,6 @@ class _AccountDocument(msgspec.Struct):
     balance_credits: msgspec.Raw
     held_credits: msgspec.Raw
     storage_used_bytes: int
-    storage_reserved_bytes: int
     updated_at: str
 
 
@@ -262,7 +260,6 @@ def _account(source: str | bytes) -> Row:
         _credits(r.balance_tenths),
         _credits(r.held_tenths),
         r.storage_used_bytes,
-        r.storage_reserved_bytes,
         _time_of(r.updated_at),
     )
     return Row(r.owner_id, (), _encode(document))

@@ -10,6 +10,8 @@ StoreError
 ├── InvalidQuery            a list query or page token is malformed
 ├── InvalidValue            a value breaks a rule of its column
 ├── NotFound                no such row for this owner
+├── StorageQuotaExceeded    the owner's plan has no room for so many bytes
+├── ReservationEnded        room that was reserved for an upload is not held any more
 ├── PictureError            bytes that are not a picture we keep
 │   ├── UnsupportedPicture  not one of PNG, JPEG, WebP, AVIF
 │   ├── BrokenPicture       truncated, corrupt, animated or unreadable
@@ -51,7 +53,9 @@ __all__ = [
     "PicturesBusy",
     "PrimaryUnavailable",
     "RangeOutside",
+    "ReservationEnded",
     "SettingError",
+    "StorageQuotaExceeded",
     "StoreError",
     "UnsupportedPicture",
     "WrongMajorVersion",
@@ -107,6 +111,23 @@ class InvalidValue(StoreError):
 
 class NotFound(StoreError):
     """Raised when the owner has no such row. Whether somebody else has it is never told."""
+
+
+class StorageQuotaExceeded(StoreError):
+    """Raised when `size_bytes` more would be over the plan's limit; all numbers are bytes."""
+
+    def __init__(self, size_bytes: int, *, used_bytes: int, reserved_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"{size_bytes} bytes more do not fit: {used_bytes} are used and {reserved_bytes} reserved of {limit_bytes}"
+        )
+        self.size_bytes = size_bytes
+        self.used_bytes = used_bytes
+        self.reserved_bytes = reserved_bytes
+        self.limit_bytes = limit_bytes
+
+
+class ReservationEnded(StoreError):
+    """Raised when an upload took so long that its room was given back; it may be tried again."""
 
 
 class PictureError(StoreError):

@@ -1,4 +1,4 @@
-"""The gallery's list rule, held once: filters, order, page tokens and the body of a page.
+"""The rule of the lists, held once, for images and references: filters, order, page tokens and the body of a page.
 
 A query is compiled once per shape to Postgres text and to SQLite text from the same SQLAlchemy statement, so the
 replica and the fallback to the primary cannot disagree about what is on a page.
@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import msgspec
 from sqlalchemy import Select, Text, bindparam, literal_column, select, tuple_
@@ -30,15 +30,20 @@ __all__ = [
     "Compiled",
     "GalleryQuery",
     "ImageQuery",
+    "ListQuery",
     "Position",
     "Query",
+    "ReferenceQuery",
+    "ReferencesQuery",
     "decode_query",
     "encode_query",
     "for_postgres",
     "for_sqlite",
-    "image_body",
+    "one_body",
+    "one_from_postgres",
     "page_body",
     "parse_gallery_query",
+    "parse_references_query",
     "query_hash",
 ]
 
@@ -46,7 +51,6 @@ MAX_LIMIT: Final = 200
 DEFAULT_LIMIT: Final = 50
 MAX_FILTER_CHARS: Final = 200
 
-_images = metadata.tables["images"]
 _EPOCH_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -60,6 +64,7 @@ class Position(NamedTuple):
 class GalleryQuery(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """One page of a user's images."""
 
+    kind: ClassVar[str] = "images"
     limit: int = DEFAULT_LIMIT
     sort: Literal["newest", "oldest"] = "newest"
     after: Position | None = None
@@ -72,10 +77,31 @@ class GalleryQuery(msgspec.Struct, frozen=True, array_like=True, tag=1):
 class ImageQuery(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """One image by its id, in the trash or not."""
 
+    kind: ClassVar[str] = "images"
     id: str
 
 
-Query = GalleryQuery | ImageQuery
+class ReferencesQuery(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """One page of a user's reference images."""
+
+    kind: ClassVar[str] = "reference_images"
+    limit: int = DEFAULT_LIMIT
+    sort: Literal["newest", "oldest"] = "newest"
+    after: Position | None = None
+
+
+class ReferenceQuery(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """One reference image by its id."""
+
+    kind: ClassVar[str] = "reference_images"
+    id: str
+
+
+ListQuery = GalleryQuery | ReferencesQuery
+Query = ListQuery | ImageQuery | ReferenceQuery
+
+#: kind → what replies call a page of it, and one of it.
+_NAMES: Final = {"images": (b"images", b"image"), "reference_images": (b"references", b"reference")}
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Query] = msgspec.msgpack.Decoder(Query)
@@ -110,14 +136,7 @@ def parse_gallery_query(parameters: Mapping[str, str] | Sequence[tuple[str, str]
     Raises:
         InvalidQuery: an unknown or repeated parameter, or a value out of its range; names the parameter.
     """
-    pairs = list(parameters.items()) if isinstance(parameters, Mapping) else list(parameters)
-    values: dict[str, str] = {}
-    for name, value in pairs:
-        if name not in _PARAMETERS:
-            raise InvalidQuery(name, f"unknown query parameter {name!r}; known are {', '.join(_PARAMETERS)}")
-        if name in values:
-            raise InvalidQuery(name, f"query parameter {name!r} is given twice")
-        values[name] = value
+    values = _known(parameters, _PARAMETERS)
     query = GalleryQuery(
         limit=_limit(values.get("limit")),
         sort=_choice(values, "sort", ("newest", "oldest")) or "newest",  # type: ignore[arg-type]
@@ -130,7 +149,34 @@ def parse_gallery_query(parameters: Mapping[str, str] | Sequence[tuple[str, str]
     return query if token is None else msgspec.structs.replace(query, after=_read_token(token, query))
 
 
+def parse_references_query(parameters: Mapping[str, str] | Sequence[tuple[str, str]]) -> ReferencesQuery:
+    """As `parse_gallery_query`, of references.
+
+    Raises:
+        InvalidQuery: names the parameter.
+    """
+    values = _known(parameters, ("limit", "page_token", "sort"))
+    query = ReferencesQuery(
+        limit=_limit(values.get("limit")),
+        sort=_choice(values, "sort", ("newest", "oldest")) or "newest",  # type: ignore[arg-type]
+    )
+    token = values.get("page_token")
+    return query if token is None else msgspec.structs.replace(query, after=_read_token(token, query))
+
+
 _PARAMETERS: Final = ("limit", "page_token", "sort", "model", "visibility", "starred", "trashed")
+
+
+def _known(parameters: Mapping[str, str] | Sequence[tuple[str, str]], names: tuple[str, ...]) -> dict[str, str]:
+    pairs = list(parameters.items()) if isinstance(parameters, Mapping) else list(parameters)
+    values: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in names:
+            raise InvalidQuery(name, f"unknown query parameter {name!r}; known are {', '.join(names)}")
+        if name in values:
+            raise InvalidQuery(name, f"query parameter {name!r} is given twice")
+        values[name] = value
+    return values
 
 
 def _limit(value: str | None) -> int:
@@ -165,18 +211,18 @@ def _flag(values: Mapping[str, str], name: str) -> bool | None:
 # --- page tokens: base64url of [sort, filter hash, created_at µs, id]; unsigned, for the owner filter always applies
 
 
-def _filter_hash(query: GalleryQuery) -> str:
+def _filter_hash(query: ListQuery) -> str:
     filters = msgspec.structs.replace(query, limit=DEFAULT_LIMIT, after=None)
     return hashlib.blake2b(encode_query(filters), digest_size=6).hexdigest()
 
 
-def page_token(query: GalleryQuery, last: Position) -> str:
+def page_token(query: ListQuery, last: Position) -> str:
     """The token of the page after the one that ended at `last`."""
     raw = json.dumps([query.sort, _filter_hash(query), last.created_at, last.id], separators=(",", ":"))
     return base64.urlsafe_b64encode(raw.encode()).rstrip(b"=").decode()
 
 
-def _read_token(token: str, query: GalleryQuery) -> Position:
+def _read_token(token: str, query: ListQuery) -> Position:
     wrong = InvalidQuery("page_token", "page_token is not one that a list of ours gave out")
     if len(token) > 256 or not token.isascii():
         raise wrong
@@ -197,14 +243,13 @@ def _read_token(token: str, query: GalleryQuery) -> Position:
 
 
 class _Shape(NamedTuple):
-    """What of a query changes its SQL; the rest are parameters."""
+    """What of a query changes its SQL; the rest are parameters. `trashed` None: the kind knows no trash."""
 
+    kind: str
     newest: bool
     after: bool
-    model: bool
-    visibility: bool
-    starred: bool
-    trashed: bool
+    filters: tuple[str, ...] = ()
+    trashed: bool | None = None
 
 
 class Compiled(NamedTuple):
@@ -215,28 +260,29 @@ class Compiled(NamedTuple):
     filled: Mapping[str, Any]
 
 
-def _shape(query: GalleryQuery) -> _Shape:
-    return _Shape(
-        query.sort == "newest",
-        query.after is not None,
-        query.model is not None,
-        query.visibility is not None,
-        query.starred is not None,
-        query.trashed,
-    )
+_FILTERS: Final = ("model", "visibility", "starred")
+
+
+def _shape(query: ListQuery) -> _Shape:
+    newest, after = query.sort == "newest", query.after is not None
+    if isinstance(query, ReferencesQuery):
+        return _Shape(query.kind, newest, after)
+    given = tuple(name for name in _FILTERS if getattr(query, name) is not None)
+    return _Shape(query.kind, newest, after, given, query.trashed)
 
 
 def _page(shape: _Shape, source: Any, owner: bool) -> Select[Any]:
     """The statement both dialects share: one row more than the limit, which tells whether a page follows."""
-    created_at, row_id = _images.c.created_at, _images.c.id
+    columns = metadata.tables[shape.kind].c
+    created_at, row_id = columns.created_at, columns.id
     statement = select(source.label("source"), created_at, row_id)
     if owner:
-        statement = statement.where(_images.c.owner_id == bindparam("owner"))
-    in_trash = _images.c.trashed_at.is_not(None) if shape.trashed else _images.c.trashed_at.is_(None)
-    statement = statement.where(in_trash)
-    for name in ("model", "visibility", "starred"):
-        if getattr(shape, name):
-            statement = statement.where(_images.c[name] == bindparam(name))
+        statement = statement.where(columns.owner_id == bindparam("owner"))
+    if shape.trashed is not None:
+        trashed_at = columns.trashed_at
+        statement = statement.where(trashed_at.is_not(None) if shape.trashed else trashed_at.is_(None))
+    for name in shape.filters:
+        statement = statement.where(columns[name] == bindparam(name))
     if shape.after:
         here = tuple_(created_at, row_id)
         there = tuple_(bindparam("created_at", type_=created_at.type), bindparam("id", type_=row_id.type))
@@ -257,7 +303,7 @@ def _sqlite(shape: _Shape) -> Compiled:
 
 @lru_cache(maxsize=128)
 def _postgres(shape: _Shape) -> Compiled:
-    source = literal_column(f"(select row_to_json(d) from (select {projection('images', 'images')}) d)", Text)
+    source = literal_column(f"(select row_to_json(d) from (select {projection(shape.kind, shape.kind)}) d)", Text)
     page = _compile(_page(shape, source, owner=True), postgres_dialect())  # type: ignore[no-untyped-call]
     direction = " desc" if shape.newest else ""
     owner = f"${page.names.index('owner') + 1}"
@@ -271,14 +317,14 @@ def _postgres(shape: _Shape) -> Compiled:
     return page._replace(sql=sql)
 
 
-def for_sqlite(query: GalleryQuery) -> tuple[str, list[Any]]:
+def for_sqlite(query: ListQuery) -> tuple[str, list[Any]]:
     """SQLite text and parameters: rows of (doc, created_at µs, id), one more than the limit."""
     compiled = _sqlite(_shape(query))
     values = {**compiled.filled, **_values(query)}
     return compiled.sql, [values[name] for name in compiled.names]
 
 
-def for_postgres(query: GalleryQuery, owner: str) -> tuple[str, list[Any]]:
+def for_postgres(query: ListQuery, owner: str) -> tuple[str, list[Any]]:
     """Postgres text and parameters: rows of (epoch, version, source, created_at µs, id).
 
     There is always a first row; its source is null when the page is empty.
@@ -291,29 +337,29 @@ def for_postgres(query: GalleryQuery, owner: str) -> tuple[str, list[Any]]:
     return compiled.sql, [values[name] for name in compiled.names]
 
 
-def _values(query: GalleryQuery) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "rows": query.limit + 1,
-        "model": query.model,
-        "visibility": query.visibility,
-        "starred": query.starred,
-    }
+def _values(query: ListQuery) -> dict[str, Any]:
+    values: dict[str, Any] = {"rows": query.limit + 1}
+    if isinstance(query, GalleryQuery):
+        values |= {name: getattr(query, name) for name in _FILTERS}
     if query.after is not None:
         values["created_at"], values["id"] = query.after
     return values
 
 
-#: One image with its version, in one snapshot. $1 user, $2 id.
-IMAGE_FROM_POSTGRES: Final = (
-    "select sync_epoch_now(), coalesce((select s.version from sync_user s where s.user_id = $1), 0), "
-    f"(select row_to_json(d) from (select {projection('images')} from images t where t.id = $2 and t.owner_id = $1) d)"
-)
+@lru_cache
+def one_from_postgres(kind: str) -> str:
+    """Postgres text for one row with its version, in one snapshot. $1 user, $2 id."""
+    return (
+        "select sync_epoch_now(), coalesce((select s.version from sync_user s where s.user_id = $1), 0), "
+        f"(select row_to_json(d) from (select {projection(kind)} from {kind} t "
+        "where t.id = $2 and t.owner_id = $1) d)"
+    )
 
 
 # --- bodies -----------------------------------------------------------------------------------------------------
 
 
-def page_body(query: GalleryQuery, rows: Sequence[tuple[bytes, int, str]]) -> bytes:
+def page_body(query: ListQuery, rows: Sequence[tuple[bytes, int, str]]) -> bytes:
     """The JSON of a page. `rows` are (document, created_at µs, id) in order, up to one more than the limit."""
     documents = [row[0] for row in rows[: query.limit]]
     if len(rows) > query.limit:
@@ -321,9 +367,9 @@ def page_body(query: GalleryQuery, rows: Sequence[tuple[bytes, int, str]]) -> by
         token = b'"%s"' % page_token(query, Position(last[1], last[2])).encode()
     else:
         token = b"null"
-    return b'{"success":true,"images":[%s],"next_page_token":%s}' % (b",".join(documents), token)
+    return b'{"success":true,"%s":[%s],"next_page_token":%s}' % (_NAMES[query.kind][0], b",".join(documents), token)
 
 
-def image_body(document: bytes) -> bytes:
-    """The JSON of one image."""
-    return b'{"success":true,"image":%s}' % document
+def one_body(kind: str, document: bytes) -> bytes:
+    """The JSON of one row."""
+    return b'{"success":true,"%s":%s}' % (_NAMES[kind][1], document)

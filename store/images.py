@@ -15,6 +15,7 @@ import msgspec
 
 from store.documents import Documents, projection
 from store.errors import InvalidValue, NotFound
+from store.objects.keys import named_key
 from store.primary import Connection, Primary
 
 __all__ = ["FileInfo", "NewImage", "change", "file_of", "insert", "restore", "trash"]
@@ -176,6 +177,6 @@ from images where object_key = $1 or thumb_key = $1
 
 
 async def file_of(primary: Primary, key: str) -> FileInfo | None:
-    """The image that a generated file or its thumbnail belongs to."""
-    rows = await primary.fetch(_FILE, key)
+    """The image that a generated file or a thumbnail of it belongs to."""
+    rows = await primary.fetch(_FILE, named_key(key))
     return FileInfo(*rows[0]) if rows else None

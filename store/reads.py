@@ -14,12 +14,13 @@ from store.documents import Documents
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
 from store.gallery import (
-    IMAGE_FROM_POSTGRES,
-    GalleryQuery,
+    ImageQuery,
     Query,
+    ReferenceQuery,
     decode_query,
     for_postgres,
-    image_body,
+    one_body,
+    one_from_postgres,
     page_body,
 )
 from store.primary import Primary
@@ -82,15 +83,15 @@ class PrimaryReads:
 
     async def _read(self, user: str, encoded: bytes) -> Page:
         query: Query = decode_query(encoded)
-        if isinstance(query, GalleryQuery):
-            sql, values = for_postgres(query, user)
-            rows = await self._primary.fetch(sql, *values)
-            made = [
-                (self._documents.row("images", source).document, created_at, row_id)
-                for _, _, source, created_at, row_id in rows
-                if source is not None
-            ]
-            return Page(Bookmark(rows[0][0], rows[0][1]), page_body(query, made))
-        (row,) = await self._primary.fetch(IMAGE_FROM_POSTGRES, user, uuid.UUID(query.id))
-        body = None if row[2] is None else image_body(self._documents.row("images", row[2]).document)
-        return Page(Bookmark(row[0], row[1]), body)
+        if isinstance(query, ImageQuery | ReferenceQuery):
+            (row,) = await self._primary.fetch(one_from_postgres(query.kind), user, uuid.UUID(query.id))
+            body = None if row[2] is None else one_body(query.kind, self._documents.row(query.kind, row[2]).document)
+            return Page(Bookmark(row[0], row[1]), body)
+        sql, values = for_postgres(query, user)
+        rows = await self._primary.fetch(sql, *values)
+        made = [
+            (self._documents.row(query.kind, source).document, created_at, row_id)
+            for _, _, source, created_at, row_id in rows
+            if source is not None
+        ]
+        return Page(Bookmark(rows[0][0], rows[0][1]), page_body(query, made))

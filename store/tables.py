@@ -197,11 +197,23 @@ reference_images = Table(
     _user(),
     *_object_columns(),
     Column("filename", Text, nullable=False, comment="as the user's file was called"),
+    Column("sha256", LargeBinary, comment="of the bytes: a user keeps the same ones once"),
     _time("created_at"),
     *_finite("created_at"),
 )
 _references = reference_images.c
 Index("reference_images_by_owner", _references.owner_id, _references.created_at.desc(), _references.id.desc())
+Index("reference_images_by_content", _references.owner_id, _references.sha256, unique=True)
+
+storage_reservations = Table(
+    "storage_reservations",
+    metadata,
+    _id(),
+    _user(index=True),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("expires_at", TIMESTAMP(timezone=True), nullable=False),
+    CheckConstraint("size_bytes >= 0", name="size"),
+)
 
 # What no row refers to any more: written by triggers, with the row's own end, and gone when the object is.
 deletions = Table(
@@ -304,8 +316,7 @@ REPLICATED: Final[dict[str, tuple[str, ...]]] = {
         "created_at", "updated_at",
     ),
     "accounts": (
-        "owner_id", "plan", "balance_tenths", "held_tenths", "storage_used_bytes", "storage_reserved_bytes",
-        "updated_at",
+        "owner_id", "plan", "balance_tenths", "held_tenths", "storage_used_bytes", "updated_at",
     ),
 }  # fmt: skip
 

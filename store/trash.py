@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, Final, NamedTuple
 
+from store import storage
 from store.epoch import Bookmark
 from store.errors import NotFound
 from store.primary import Connection, Primary
@@ -107,4 +108,6 @@ async def _remove_batch(connection: Connection, sql: str, owner: str, until: Any
 
 async def _freed(connection: Connection, owner: str, removed: Removed) -> Removed:
     """Give the owner's account its bytes back: the one place where removing images does."""
+    if removed.images:
+        await storage.free(connection, owner, removed.bytes)
     return removed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.routes import admin, events, files, health, images, internal
+from gateway.routes import admin, events, files, health, images, internal, references
 
 __all__ = ["add_routes"]
 
@@ -23,6 +23,10 @@ def add_routes(app: web.Application) -> None:
             web.patch("/api/images/{id}", images.change_image),
             web.delete("/api/images/{id}", images.delete_image),
             web.post("/api/images/{id}/restore", images.restore_image),
+            web.get("/api/references", references.list_references, allow_head=False),
+            web.post("/api/references", references.upload),
+            web.get("/api/references/{id}", references.get_reference, allow_head=False),
+            web.delete("/api/references/{id}", references.delete_reference),
             web.get("/api/events", events.events, allow_head=False),
             # Any user's gallery: a service's token.
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),

@@ -14,13 +14,23 @@ from gateway.freshness import ANY, OnTimeout, Wish
 from gateway.page import Asked, page_response
 from store.epoch import Bookmark
 from store.errors import InvalidQuery, NotFound
-from store.gallery import encode_query, parse_gallery_query
+from store.gallery import ReferenceQuery, decode_query, encode_query, parse_gallery_query, parse_references_query
 from store.ids import is_user_id
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
 
-__all__ = ["GATEWAY", "caller", "flag", "gallery_query", "read_response", "service_for", "written"]
+__all__ = [
+    "GATEWAY",
+    "caller",
+    "flag",
+    "gallery_query",
+    "no_parameters",
+    "read_response",
+    "references_query",
+    "service_for",
+    "written",
+]
 
 GATEWAY: web.AppKey[Gateway] = web.AppKey("gateway")
 
@@ -93,6 +103,18 @@ def gallery_query(request: web.Request) -> bytes:
         if len(string) <= 512:
             _queries[string] = encoded
     return encoded
+
+
+def references_query(request: web.Request) -> bytes:
+    """The encoded query of a URL that lists references.
+
+    Raises:
+        InvalidQuery: names the parameter.
+    """
+    try:
+        return encode_query(parse_references_query(list(request.query.items())))
+    except UnicodeEncodeError:
+        raise InvalidQuery("query", "the query string is not valid UTF-8") from None
 
 
 def no_parameters(request: web.Request) -> None:
@@ -172,7 +194,8 @@ async def read_response(request: web.Request, user: str, encoded: bytes) -> web.
     read = gateway.reads.glance(user, encoded, wish) or await gateway.reads.read(user, encoded, wish)
     gateway.metrics.saw_read(read.source, read.outcome)
     if read.body is None:
-        raise NotFound("Image not found")
+        kind = "Reference image" if isinstance(decode_query(encoded), ReferenceQuery) else "Image"
+        raise NotFound(f"{kind} not found")
     return page_response(request, read, Asked(user, encoded, wish, headers.get("If-None-Match")))
 
 

@@ -1,4 +1,8 @@
-"""Files: the bytes of images, streamed to whoever has the unguessable URL, as its image's state allows."""
+"""Files: the bytes of pictures, for whoever has the unguessable URL, as the state of its row allows.
+
+Generated images are streamed. References are private: their owner is sent to a URL that ends soon and needs no
+credential, so that a browser can show them.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,22 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway.delivery import deliver
 from gateway.errors import Unauthorized
 from gateway.routes.context import GATEWAY
-from store import images
+from store import images, references
 from store.errors import NotFound, ObjectMissing, PrimaryUnavailable
 from store.images import FileInfo
 from store.objects import keys
+from store.objects.prefix import owner_secret
+from store.objects.signing import GatewayUrls
 
-__all__ = ["get_file"]
+__all__ = ["get_file", "get_own_file"]
 
 _FRESH_S: Final = 1.0  # how long a gateway believes what it knows of a file
 _STALE_S: Final = 300.0  # and while the primary is away
 _MAX_KEPT: Final = 50_000
+_SIGNED_S: Final = 300  # longest life of a URL of a reference
 _kept: dict[str, tuple[FileInfo, float]] = {}
 
 
@@ -34,31 +42,51 @@ async def get_file(request: web.Request) -> web.StreamResponse:
         raise missing
     gateway = request.app[GATEWAY]
     info = await _info(request, key)
-    if info is None or not (info.is_open or info.owner_id == await _reader(request)):
+    if info is None:
         raise missing
-    try:
-        path = gateway.objects.path(key)
-    except ObjectMissing:
-        raise missing from None
-    if not path.is_file():
+    if key.startswith("reference/") and not _is_signed(request, key):
+        if info.owner_id != await _reader(request):
+            raise missing
+        url = await gateway.urls.url(key, lifetime_s=_SIGNED_S)
+        return web.Response(status=302, headers={"Location": url, "Cache-Control": "private, no-store"})
+    if not info.is_open and not _is_signed(request, key) and info.owner_id != await _reader(request):
         raise missing
+    return await _serve(request, key, info)
+
+
+async def get_own_file(request: web.Request, user: str, filename: str) -> web.StreamResponse:
+    """A generated image of `user`, or a thumbnail of it, by its file name: its key begins with the user's own tag.
+
+    Raises:
+        NotFound: the user has no such file.
+    """
+    key = f"generated/{keys.owner_tag(user, owner_secret(request.app[GATEWAY].data))}/{filename}"
+    info = await _info(request, key)
+    if info is None or info.owner_id != user:
+        raise NotFound("Image not found")
+    return await _serve(request, key, info)
+
+
+async def _serve(request: web.Request, key: str, info: FileInfo) -> web.StreamResponse:
     public = info.is_public and info.is_open
-    return web.FileResponse(
-        path,
-        chunk_size=256 * 1024,
-        headers={
-            "Content-Type": keys.content_type_of(key),
-            "Cache-Control": "public, max-age=31536000, immutable" if public else _private(info),
-            "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": "default-src 'none'; sandbox",
-            "Cross-Origin-Resource-Policy": "cross-origin" if public else "same-site",
-            "Referrer-Policy": "no-referrer",
-        },
-    )
+    headers = {
+        "Cache-Control": "public, max-age=31536000, immutable" if public else _private(key, info),
+        "Cross-Origin-Resource-Policy": "cross-origin" if public else "same-site",
+    }
+    try:
+        return await deliver(request, request.app[GATEWAY].objects, key, headers)
+    except ObjectMissing:
+        raise NotFound("Image not found") from None
 
 
-def _private(info: FileInfo) -> str:
-    return "private, max-age=300" if info.is_open else "private, no-store"
+def _private(key: str, info: FileInfo) -> str:
+    return "private, max-age=300" if info.is_open or key.startswith("reference/") else "private, no-store"
+
+
+def _is_signed(request: web.Request, key: str) -> bool:
+    """Whether the URL is one that we gave out for this very file, and has not ended."""
+    urls, query = request.app[GATEWAY].urls, request.query
+    return isinstance(urls, GatewayUrls) and urls.is_valid(key, query.get("expires", ""), query.get("signature", ""))
 
 
 async def _info(request: web.Request, key: str) -> FileInfo | None:
@@ -66,8 +94,9 @@ async def _info(request: web.Request, key: str) -> FileInfo | None:
     kept = _kept.get(key)
     if kept is not None and now - kept[1] < _FRESH_S:
         return kept[0]
+    file_of = references.file_of if key.startswith("reference/") else images.file_of
     try:
-        info = await images.file_of(request.app[GATEWAY].fallback, key)
+        info = await file_of(request.app[GATEWAY].fallback, key)
     except PrimaryUnavailable:
         if kept is not None and now - kept[1] < _STALE_S:
             return kept[0]

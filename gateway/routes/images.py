@@ -11,16 +11,17 @@ import msgspec
 from aiohttp import web
 
 from gateway.errors import BadRequest
-from gateway.payloads import ImageChanges, image_id, read_json, read_upload
+from gateway.keeping import keep
+from gateway.payloads import ImageChanges, UploadFields, image_id, read_json, read_upload
 from gateway.routes.context import GATEWAY, caller, flag, gallery_query, no_parameters, read_response, written
+from gateway.routes.files import get_own_file
 from store import images, trash
 from store.epoch import Bookmark
-from store.gallery import ImageQuery, encode_query, image_body
+from store.gallery import ImageQuery, encode_query, one_body
 from store.ids import new_id
 from store.objects import keys
 from store.objects.prefix import owner_secret
 from store.primary import Connection
-from store.users import ensure_user
 
 __all__ = [
     "change_image",
@@ -45,9 +46,11 @@ async def list_images(request: web.Request) -> web.StreamResponse:
 
 
 async def get_image(request: web.Request) -> web.StreamResponse:
-    """GET /api/images/{id}."""
+    """GET /api/images/{id}: the document; with a file name instead of an id, the file."""
     user = (await caller(request)).user
     no_parameters(request)
+    if keys.is_filename(filename := request.match_info["id"]):
+        return await get_own_file(request, user, filename)
     return await read_response(request, user, encode_query(ImageQuery(str(image_id(request)))))
 
 
@@ -108,7 +111,7 @@ async def _change(
         return await images.document(connection, user, row_id, gateway.documents)
 
     document, bookmark = await gateway.write(user, transaction)
-    return written(image_body(document), bookmark)
+    return written(one_body("images", document), bookmark)
 
 
 async def upload(request: web.Request) -> web.Response:
@@ -118,13 +121,10 @@ async def upload(request: web.Request) -> web.Response:
 
 
 async def save_upload(request: web.Request, user: str) -> web.Response:
-    """Store the uploaded picture of `user`: checked, then its bytes, then its row.
-
-    A crash between bytes and row leaves an object that nobody refers to, never a row without its bytes.
-    """
+    """Store the uploaded picture of `user`: checked, then its bytes, then its row."""
     no_parameters(request)
     gateway = request.app[GATEWAY]
-    data, fields = await read_upload(request, max_bytes=gateway.settings.upload_max_bytes)
+    data, _, fields = await read_upload(request, UploadFields, max_bytes=gateway.settings.upload_max_bytes)
     picture = await gateway.pictures.prepare(data)
     now_ms = int(time.time() * 1000)
     tag = keys.owner_tag(user, owner_secret(gateway.data))
@@ -143,13 +143,11 @@ async def save_upload(request: web.Request, user: str) -> web.Response:
     image.check()
 
     async def transaction(connection: Connection) -> bytes:
-        await ensure_user(connection, user)
         await images.insert(connection, user, image)
         return await images.document(connection, user, image.id, gateway.documents)
 
-    await gateway.objects.put_many([(key, data), (keys.thumb_key(key), picture.thumb)])
-    document, bookmark = await gateway.write(user, transaction)
-    response = written(image_body(document), bookmark, status=201)
+    document, bookmark = await keep(gateway, user, picture.objects(key, data), transaction)
+    response = written(one_body("images", document), bookmark, status=201)
     response.headers["Location"] = f"/api/images/{image.id}"
     return response
 

@@ -25,8 +25,18 @@ from PIL import (
 )
 
 from store.errors import BrokenPicture, PictureError, PicturesBusy, PictureTooLarge, UnsupportedPicture
+from store.objects.keys import keys_of
 from store.objects.picture_worker import PictureWorker
-from store.objects.thumbs import THUMB_PX, fit, orientation_of, placeholder, thumb_of, webp
+from store.objects.thumbs import (
+    SMALL_THUMB_PX,
+    THUMB_PX,
+    fit,
+    orientation_of,
+    placeholder,
+    smaller,
+    thumb_of,
+    webp,
+)
 
 __all__ = ["Picture", "PictureProcess", "prepare", "sniff"]
 
@@ -50,8 +60,14 @@ class Picture(msgspec.Struct, frozen=True):
     height: int
     thumb: bytes
     """WebP, longest side at most 384, without metadata, in sRGB."""
+    small_thumb: bytes
+    """The same with at most 96."""
     thumbhash: str
     """Base64 of some 25 bytes: a blur to show while the thumbnail loads."""
+
+    def objects(self, key: str, data: bytes) -> list[tuple[str, bytes]]:
+        """What is stored of the picture `data`: all objects that come and go with `key`."""
+        return list(zip(keys_of(key), (data, self.thumb, self.small_thumb), strict=True))
 
 
 def prepare(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -127,6 +143,7 @@ def _read(data: bytes, content_type: str, max_pixels: int) -> Picture:
         width=height if orientation >= 5 else width,
         height=width if orientation >= 5 else height,
         thumb=webp(thumb),
+        small_thumb=webp(smaller(thumb, SMALL_THUMB_PX)),
         thumbhash=placeholder(thumb),
     )
 

@@ -15,7 +15,7 @@ import msgspec
 
 from store.errors import ObjectMissing, PictureError
 from store.objects.interface import ObjectInfo, Objects
-from store.objects.keys import is_key
+from store.objects.keys import is_key, named_key, thumb_key
 from store.objects.pictures import Picture
 from store.primary import Connection, Primary
 
@@ -28,16 +28,15 @@ _BATCH: Final = 500
 #: Younger objects may be uploads whose rows are about to come.
 ORPHAN_AGE: Final = timedelta(hours=1)
 
-#: All keys of all rows, and of a thumbnail its picture. The small thumbnail, which no column names, need not be there.
+#: All keys of all rows, also the small thumbnail's, which no column names; and of a thumbnail its picture.
 _KEYS: Final = """
 create temporary table known_keys as
-select k collate "C" as key, case when k <> object_key then object_key end as picture,
-       k <> object_key and k <> thumb_key as is_optional
+select k collate "C" as key, case when k <> object_key then object_key end as picture
 from (select object_key, thumb_key from images union all select object_key, thumb_key from reference_images) r
 cross join object_keys(object_key, thumb_key) k
 """
 _INDEX: Final = "create index on known_keys (key)"
-_NEXT: Final = "select key, picture, is_optional from known_keys where key > $1 order by key limit $2"
+_NEXT: Final = "select key, picture from known_keys where key > $1 order by key limit $2"
 # Those of $1 that a row has now.
 _USED: Final = " union all ".join(
     f"""
@@ -100,7 +99,7 @@ async def reconcile(
         try:
             await connection.execute(_KEYS)
             await connection.execute(_INDEX)
-            report.rows = await connection.fetchval("select count(*) from known_keys where not is_optional")
+            report.rows = await connection.fetchval("select count(*) from known_keys")
             run = _Run(connection, objects, report, found, prepare=prepare, orphans_before=now - ORPHAN_AGE)
             await run.compare(progress)
         finally:
@@ -113,7 +112,6 @@ class _Known(NamedTuple):
 
     key: str
     picture: str | None
-    is_optional: bool
 
 
 class _Run:
@@ -167,18 +165,17 @@ class _Run:
         after = ""
         while page := await self._connection.fetch(_NEXT, after, _PAGE):
             for row in page:
-                self._passed += not row["is_optional"]
+                self._passed += 1
                 yield _Known(*row)
             after = page[-1]["key"]
 
     async def _saw_missing(self, row: _Known) -> None:
-        if not row.is_optional:
-            self._missing[row.key] = row.picture
+        self._missing[row.key] = row.picture
         if len(self._missing) >= _BATCH:
             await self._settle_missing()
 
     async def _used(self, keys: list[str]) -> set[str]:
-        named = [key.replace(".thumb96.", ".thumb.") for key in keys]
+        named = [named_key(key) for key in keys]
         return {row[0] for row in await self._connection.fetch(_USED, keys, named)}
 
     async def _settle_orphans(self) -> None:
@@ -212,7 +209,7 @@ class _Run:
             return False
         try:
             prepared = await self._prepare(await self._objects.get(picture))
-            await self._objects.put(key, prepared.thumb)
+            await self._objects.put(key, prepared.thumb if key == thumb_key(picture) else prepared.small_thumb)
         except (ObjectMissing, PictureError):
             return False
         return True

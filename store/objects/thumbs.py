@@ -10,10 +10,23 @@ from typing import Final
 import thumbhash
 from PIL import Image, ImageCms
 
-__all__ = ["THUMB_PX", "fit", "orientation_of", "placeholder", "thumb_of", "webp"]
+__all__ = [
+    "SMALL_THUMB_PX",
+    "THUMB_PX",
+    "eight_bits",
+    "fit",
+    "orientation_of",
+    "placeholder",
+    "smaller",
+    "thumb_of",
+    "webp",
+]
 
 THUMB_PX: Final = 384
 """The longest side. A card of the gallery is 192 CSS pixels wide, on a screen with two pixels to each."""
+
+SMALL_THUMB_PX: Final = 96
+"""For rows of a table and menus, at 48 CSS pixels."""
 
 _PLACEHOLDER_PX: Final = 32
 """The hash keeps some 30 numbers however large its input; its cost grows with the pixels (2.7 ms at 32)."""
@@ -44,13 +57,19 @@ def orientation_of(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Returns a grey image of 16 bits in 8: `convert` alone would cut them off at 255 and leave a white picture."""
+    if not image.mode.startswith("I"):
+        return image
+    image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+    image.info = {}
+    return image
+
+
 def thumb_of(image: Image.Image, box: tuple[int, int], orientation: int) -> Image.Image:
     """Returns an upright copy in RGB or RGBA, in sRGB, without metadata. `box` is its size before turning."""
     profile = image.info.get("icc_profile")
-    if image.mode.startswith("I"):
-        # 16 bits of grey: `convert` alone would cut them off at 255 and leave a white picture.
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
-        image.info = {}
+    image = eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
     elif image.mode not in ("RGB", "CMYK", "L"):
@@ -64,6 +83,11 @@ def thumb_of(image: Image.Image, box: tuple[int, int], orientation: int) -> Imag
         small = small.transpose(_UPRIGHT[orientation])
     small.info = {}
     return small
+
+
+def smaller(image: Image.Image, longest: int) -> Image.Image:
+    """Returns a copy of a thumbnail that fits a square."""
+    return image.resize(fit(*image.size, longest), Image.Resampling.LANCZOS)
 
 
 def webp(image: Image.Image) -> bytes:

@@ -167,7 +167,7 @@ def _job(row: Any) -> Shown:
 
 
 def _account(row: Any) -> Shown:
-    document = {name: row[name] for name in ("plan", "storage_used_bytes", "storage_reserved_bytes")}
+    document = {name: row[name] for name in ("plan", "storage_used_bytes")}
     document["updated_at"] = _time(row["updated_at"])
     document["balance_credits"] = Decimal(row["balance_tenths"]) / 10
     document["held_credits"] = Decimal(row["held_tenths"]) / 10

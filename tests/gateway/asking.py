@@ -8,6 +8,7 @@ import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import aiohttp
@@ -21,6 +22,7 @@ __all__ = [
     "form",
     "given_images",
     "ids_of",
+    "noise",
     "object_files",
     "picture",
     "png_claiming",
@@ -91,6 +93,13 @@ def picture(kind: str, size: tuple[int, int] = (40, 30)) -> bytes:
     """A real picture; `kind` is Pillow's name of the format."""
     out = io.BytesIO()
     Image.linear_gradient("L").resize(size).convert("RGB").save(out, kind)
+    return out.getvalue()
+
+
+def noise(size: tuple[int, int]) -> bytes:
+    """A PNG of three bytes and a bit per pixel: nothing in it can be packed."""
+    out = io.BytesIO()
+    Image.frombytes("RGB", size, Random(7).randbytes(3 * size[0] * size[1])).save(out, "PNG")
     return out.getvalue()
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import asyncpg
 import pytest
 
+from store.config import StoreSettings
 from store.embedded import EmbeddedPostgres
+from tests.fakes.s3_proxy import S3Proxy
+from tests.fakes.s3_server import S3Server, bucket_settings
 from tests.gateway.link import PrimaryLink
 from tests.world import World
 
@@ -43,3 +47,50 @@ async def link(database: str) -> AsyncIterator[PrimaryLink]:
     await made.open()
     yield made
     await made.close()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A real S3 server, without a bucket."""
+    server = S3Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def proxy(s3: S3Server) -> AsyncIterator[S3Proxy]:
+    """A way to it that can fail."""
+    made = S3Proxy(s3.url)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def on_s3(s3: S3Server, proxy: S3Proxy, database: str, tmp_path: Path) -> AsyncIterator[World]:
+    """A world whose objects are in a bucket of its own, by way of `proxy`; a free plan has room for 100,000 bytes."""
+    bucket = f"world-{next(_numbers)}"
+    s3.make_bucket(bucket)
+    made = World(tmp_path / "data", database)
+    made.store = bucket_settings(proxy.url, bucket, storage_free_bytes=100_000, s3_timeout_s=5.0)
+    await made.start()
+    proxy.forget()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def on_disk(database: str, tmp_path: Path) -> AsyncIterator[World]:
+    """The same with a folder."""
+    made = World(tmp_path / "data", database)
+    made.store = StoreSettings(storage_free_bytes=100_000)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.fixture(params=["local", "s3"])
+def either(request: pytest.FixtureRequest) -> World:
+    """A world on each of the object stores."""
+    made: World = request.getfixturevalue("on_disk" if request.param == "local" else "on_s3")
+    return made

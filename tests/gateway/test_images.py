@@ -460,7 +460,7 @@ async def test_upload_of_the_same_bytes_twice_is_two_images(shared: World, user:
 
     assert first.json["image"]["url"] != second.json["image"]["url"]
     rows, files = await stored(shared)
-    assert (rows - before[0], files - before[1]) == (2, 4)
+    assert (rows - before[0], files - before[1]) == (2, 6)
     assert not [path for path in object_files(shared) if path.parent.name == ".tmp"]
 
 

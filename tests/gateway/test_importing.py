@@ -6,10 +6,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from gateway.importing import Line, import_lines, read_lines
 from store.config import StoreSettings
 from store.errors import SettingError
+from store.objects.provenance import DIGITAL_SOURCE_TYPE
 from tests.gateway.asking import stored
 from tests.world import World
 
@@ -103,3 +105,22 @@ async def test_an_import_goes_on_where_it_was_interrupted(
     assert files >= 140
     prompts = await world.gateway.primary.fetch("select prompt from images where owner_id = 'ana'")
     assert sorted(row["prompt"] for row in prompts) == sorted(line.prompt for line in lines)
+
+
+async def test_imported_pictures_are_counted_and_say_what_they_are(either: World, tmp_path: Path) -> None:
+    """In a folder or a bucket; an operator's import is not held up by the plan of the user. mission: 38"""
+    settings = either.store.model_copy(update={"primary_url": SecretStr(either.database), "storage_free_bytes": 0})
+    lines = read_lines(written(tmp_path, "Prompt\none\ntwo\nthree\n"), "ana", limit=None)
+
+    for _ in range(2):
+        await import_lines(either.data, "ana", lines, size=64, settings=settings, progress=lambda n: None)
+
+    listed = (await either.get("/api/images")).json["images"]
+    assert len(listed) == 3
+    for image in listed:
+        file = (await either.get(image["url"], user=None)).body
+        assert DIGITAL_SOURCE_TYPE.encode() in file
+        assert len(file) == image["size_bytes"]
+        assert (await either.get(image["thumb_url"].replace(".thumb.", ".thumb96."), user=None)).status == 200
+    (row,) = await either.gateway.primary.fetch("select storage_used_bytes from accounts where owner_id = 'ana'")
+    assert row["storage_used_bytes"] == sum(image["size_bytes"] for image in listed)

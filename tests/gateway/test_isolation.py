@@ -20,6 +20,7 @@ import pytest
 from aiohttp import web
 
 from gateway.routes import add_routes
+from store.objects.keys import keys_of, thumb_key
 from tests.gateway.asking import form, ids_of, picture, replica_of
 from tests.gateway.listening import listening
 from tests.world import Reply, World, until
@@ -37,12 +38,14 @@ ROUTES: Final = _routes()
 
 
 class Person(NamedTuple):
-    """A user with images of every state, all marked with `canary`; `ids` and `keys` by state."""
+    """A user with images of every state, and a reference, all marked with `canary`; `ids` and `keys` by state."""
 
     name: str
     canary: str
     ids: dict[str, str]
     keys: dict[str, str]
+    reference: str
+    reference_key: str
 
 
 _STATES: Final = {
@@ -66,12 +69,19 @@ async def person(world: World, name: str) -> Person:
         await world.write(name, lambda c, key=key, columns=columns: _insert(c, name, canary, key, columns))
         (row,) = await world.gateway.primary.fetch("select id from images where object_key = $1", f"{key}.png")
         ids[state], keys[state] = str(row["id"]), f"{key}.png"
-        for path in (f"{key}.png", f"{key}.thumb.webp"):
-            file = world.data / "objects" / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(picture("PNG") + canary.encode())
-    await world.write(name, lambda c: _others(c, name, canary))
-    return Person(name, canary, ids, keys)
+        _write_files(world, f"{key}.png", canary)
+    key = f"reference/{canary}/{0:013d}-{secrets.token_hex(16)}.png"
+    _write_files(world, key, canary)
+    await world.write(name, lambda c: _others(c, name, canary, key))
+    (row,) = await world.gateway.primary.fetch("select id from reference_images where object_key = $1", key)
+    return Person(name, canary, ids, keys, str(row["id"]), key)
+
+
+def _write_files(world: World, key: str, canary: str) -> None:
+    for path in keys_of(key):
+        file = world.data / "objects" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(picture("PNG") + canary.encode())
 
 
 async def _insert(connection, name: str, canary: str, key: str, columns: dict) -> None:
@@ -86,11 +96,11 @@ async def _insert(connection, name: str, canary: str, key: str, columns: dict) -
     )  # fmt: skip
 
 
-async def _others(connection, name: str, canary: str) -> None:
+async def _others(connection, name: str, canary: str, key: str) -> None:
     """A row in each of the other tables that replicas hold."""
     await connection.execute(
-        "insert into reference_images (owner_id, object_key, content_type, size_bytes, filename) "
-        "values ($1, $2, 'image/png', 9, $3)", name, f"reference/{canary}", canary,
+        "insert into reference_images (owner_id, object_key, thumb_key, content_type, size_bytes, filename) "
+        "values ($1, $2, $3, 'image/png', 9, $4)", name, key, thumb_key(key), canary,
     )  # fmt: skip
     await connection.execute(
         "insert into jobs (owner_id, prompt, provider, model) values ($1, $2, 'builtin', $2)", name, canary
@@ -180,6 +190,12 @@ async def _one(world: World, me: Person, other: Person) -> list[Reply]:
             await world.request("DELETE", f"{path}?forever=1", user=me.name),
             await world.request("POST", f"{path}/restore", user=me.name),
         ]
+    theirs = (await world.upload(user=other.name)).json["image"]
+    other.ids[theirs["id"]] = theirs["id"]
+    assert (await world.get(f"/api/images/{theirs['filename']}", user=other.name)).status == 200
+    (before,) = await world.gateway.primary.fetch(sql, other.name)
+    for filename in (theirs["filename"], theirs["thumb_url"].rpartition("/")[2]):
+        replies.append(await world.get(f"/api/images/{filename}", user=me.name))
     nobodys = await world.get(f"/api/images/{uuid.uuid4()}", user=me.name)
     assert {reply.status for reply in replies} == {404}
     told = {(reply.json["detail"], reply.json["code"]) for reply in (*replies, nobodys)}
@@ -205,6 +221,41 @@ async def _trash(world: World, me: Person, other: Person) -> list[Reply]:
     assert before == after
     assert (await world.get(f"/files/{other.keys['trashed']}", user=other.name)).status == 200
     return [reply]
+
+
+@case("GET", "/api/references")
+async def _references(world: World, me: Person, other: Person) -> list[Reply]:
+    replies = [await world.get(f"/api/references{query}", user=me.name) for query in ("", "?limit=200", "?sort=oldest")]
+    for reply in replies:
+        assert reply.status == 200
+        assert other.reference not in [reference["id"] for reference in reply.json["references"]]
+    return replies
+
+
+@case("POST", "/api/references")
+async def _upload_reference(world: World, me: Person, other: Person) -> list[Reply]:
+    """The same bytes are two users' own: nobody learns that somebody else has them."""
+    before = (await world.get("/api/references", user=other.name)).body
+    data = picture("PNG", (17, 19))
+    replies = [await world.request("POST", "/api/references", user=me.name, data=form(data))]
+    replies.append(await world.request("POST", "/api/references", user=me.name, data=form(data, owner_id=other.name)))
+    assert [reply.status for reply in replies] == [201, 400]
+    assert (await world.get("/api/references", user=other.name)).body == before
+    return replies
+
+
+@case("GET", "/api/references/{id}")
+@case("DELETE", "/api/references/{id}")
+async def _reference(world: World, me: Person, other: Person) -> list[Reply]:
+    replies = []
+    for method in ("GET", "DELETE"):
+        for row_id in (other.reference, other.ids["open"]):
+            replies.append(await world.request(method, f"/api/references/{row_id}", user=me.name))
+    replies.append(await world.get(f"/api/references/{uuid.uuid4()}", user=me.name))
+    assert {reply.status for reply in replies} == {404}
+    assert len({reply.json["detail"] for reply in replies}) == 1
+    assert (await world.get(f"/api/references/{other.reference}", user=other.name)).status == 200
+    return replies
 
 
 @case("GET", "/internal/users/{user}/images")
@@ -268,9 +319,8 @@ async def _events(world: World, me: Person, other: Person) -> list[Reply]:
 @case("HEAD", "/files/{key}")
 async def _file(world: World, me: Person, other: Person) -> list[Reply]:
     replies = []
-    for state in ("trashed", "pending"):
-        key = other.keys[state]
-        for path in (f"/files/{key}", f"/files/{key.removesuffix('.png')}.thumb.webp"):
+    for key in (other.keys["trashed"], other.keys["pending"], other.reference_key):
+        for path in (f"/files/{text}" for text in keys_of(key)):
             for user in (me.name, None):
                 for method in ("GET", "HEAD"):
                     replies.append(await world.request(method, path, user=user))

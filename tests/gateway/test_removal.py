@@ -56,6 +56,26 @@ async def test_an_image_that_is_removed_takes_its_objects_with_it(shared: World,
     assert (await shared.get(other["url"], user=user)).status == 200
 
 
+async def test_what_is_removed_is_counted_no_more(shared: World, user: str) -> None:
+    """One image, the trash, a reference: the account has its bytes back, in the transaction of the row."""
+
+    async def used() -> int:
+        (row,) = await shared.gateway.primary.fetch(
+            "select storage_used_bytes b from accounts where owner_id = $1", user
+        )
+        return int(row["b"])
+
+    one, two = await uploaded(shared, user), await uploaded(shared, user)
+    assert await used() == one["size_bytes"] + two["size_bytes"] > 0
+    await remove(shared, user, f"/api/images/{two['id']}")
+    assert await used() == one["size_bytes"] + two["size_bytes"], "what is in the trash counts"
+
+    await remove(shared, user, "/api/images/trash")
+    assert await used() == one["size_bytes"]
+    await remove(shared, user, f"/api/images/{one['id']}?forever=1")
+    assert await used() == 0
+
+
 async def test_forever_is_said_plainly(shared: World, user: str) -> None:
     """Nothing is removed by a word that could mean something else."""
     image = await uploaded(shared, user)

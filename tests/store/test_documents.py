@@ -114,7 +114,7 @@ async def test_update_of_each_replicated_column_is_a_version(connection: asyncpg
         "params": "'{\"x\": 1}'", "image_size": "'1x1'", "watermark": "'w'", "n": "2", "provider": "'q'",
         "state": "'failed'", "price_tenths": "7", "cost_usd": "8", "duration_ms": "9", "error_code": "'e'",
         "error_message": "'m'", "batch_id": "gen_random_uuid()", "plan": "'pro'", "balance_tenths": "10",
-        "held_tenths": "11", "storage_used_bytes": "12", "storage_reserved_bytes": "13", "owner_id": "'bo'",
+        "held_tenths": "11", "storage_used_bytes": "12", "owner_id": "'bo'",
         **dict.fromkeys(TIME_COLUMNS, "'2001-01-01Z'"),
     }  # fmt: skip
     await connection.execute("insert into users (id) values ('bo'); delete from accounts where owner_id = 'bo'")

@@ -13,7 +13,8 @@ from store.config import StoreSettings
 from store.deletions import delete_due
 from store.objects import open_objects, pictures, reconcile
 from store.objects.interface import Objects
-from store.objects.keys import new_key, thumb_key
+from store.objects.keys import keys_of as keys_of_picture
+from store.objects.keys import new_key, small_thumb_key, thumb_key
 from store.objects.pictures import Picture
 from store.objects.reconcile import Finding, Report
 from store.primary import Primary
@@ -63,7 +64,7 @@ async def whole(primary: Primary, objects: Objects, count: int) -> list[str]:
         kind = "reference" if n % 3 == 0 else "generated"
         key = new_key(kind, TAG, "image/png", n)  # type: ignore[arg-type]
         thumb = None if n % 4 == 0 else thumb_key(key)
-        await objects.put_many([(k, png()) for k in (key, thumb) if k])
+        await objects.put_many([(k, png()) for k in (keys_of_picture(key) if thumb else [key])])
         await add_row(primary, key, thumb, "reference_images" if kind == "reference" else "images")
         made.append(key)
     return made
@@ -92,7 +93,7 @@ async def test_nothing_is_found_where_all_is_well(primary: Primary, objects: Obj
 
     report, found = await run(primary, objects, repair=True)
 
-    assert (report.is_good, found, report.rows, report.objects) == (True, [], 21, 21)
+    assert (report.is_good, found, report.rows, report.objects) == (True, [], 30, 30)
 
 
 @pytest.mark.parametrize("page", [1, 5000])
@@ -126,15 +127,20 @@ async def test_repair_deletes_orphans_and_makes_thumbnails_again(primary: Primar
     keys = await whole(primary, objects, 6)
     orphan = new_key("generated", TAG, "image/png", 99)
     await objects.put(orphan, b"12345")
-    await objects.delete(thumb_key(keys[1]))
+    thumbs = {thumb_key(keys[1]), small_thumb_key(keys[1])}
+    for key in thumbs:
+        await objects.delete(key)
     before = await keys_of(objects)
 
     report, found = await run(primary, objects, repair=True)
     await delete_due(primary, objects)
 
     assert report.is_good
-    assert {(f.key, f.repaired) for f in found} == {(orphan, "to be deleted"), (thumb_key(keys[1]), "made again")}
-    assert await keys_of(objects) == before - {orphan} | {thumb_key(keys[1])}
+    assert {(f.key, f.repaired) for f in found} == {
+        (orphan, "to be deleted"),
+        *((key, "made again") for key in thumbs),
+    }
+    assert await keys_of(objects) == before - {orphan} | thumbs
     assert (await objects.get(thumb_key(keys[1])))[8:12] == b"WEBP"
 
     await objects.delete(keys[2])

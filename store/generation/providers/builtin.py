@@ -12,14 +12,11 @@ import hashlib
 import io
 import re
 import time
-import unicodedata
 from decimal import Decimal
-from functools import lru_cache
 from random import Random
 from typing import Final
 
 import structlog
-from PIL import Image, ImageDraw, ImageFont
 from pydantic import SecretStr
 
 from store.errors import InvalidValue
@@ -29,6 +26,7 @@ from store.generation.models import Models
 from store.generation.providers import Done, Output, Request
 from store.generation.providers.at_once import AnswersAtOnce
 from store.generation.scenes import compose
+from store.objects.watermark import MAX_WATERMARK_CHARS, sign, writable
 
 __all__ = ["MAX_PX", "MAX_SEED", "MIN_PX", "Builtin", "render"]
 
@@ -36,7 +34,6 @@ MIN_PX: Final = 64
 MAX_PX: Final = 2048
 MAX_SEED: Final = 2**32 - 1
 
-_MAX_WATERMARK: Final = 64
 _Z_RLE: Final = 3
 
 _log = structlog.get_logger()
@@ -88,7 +85,7 @@ def render(prompt: str, *, seed: int, width: int, height: int, watermark: str | 
     dice = Random(int.from_bytes(digest))
     image = compose(_words(prompt), dice, width, height)
     if watermark:
-        _sign(image, _writable(watermark))
+        sign(image, watermark)
     out = io.BytesIO()
     # Run lengths find all that there is to find in gradients with grain: 10 ms and 200 KB at 512 px, where
     # level 6 takes 39 ms to get to 181 KB.
@@ -104,9 +101,9 @@ def _check(prompt: str, seed: int, width: int, height: int, watermark: str | Non
     for field, size in (("width", width), ("height", height)):
         if not MIN_PX <= size <= MAX_PX:
             raise InvalidValue(field, f"{field} {size} is not within {MIN_PX}..{MAX_PX}")
-    if watermark is not None and (len(watermark) > _MAX_WATERMARK or not watermark.isprintable()):
-        raise InvalidValue("watermark", f"the watermark is not one line of at most {_MAX_WATERMARK} signs")
-    if watermark and not _writable(watermark):
+    if watermark is not None and (len(watermark) > MAX_WATERMARK_CHARS or not watermark.isprintable()):
+        raise InvalidValue("watermark", f"the watermark is not one line of at most {MAX_WATERMARK_CHARS} signs")
+    if watermark and not writable(watermark):
         raise InvalidValue("watermark", f"the font has none of the signs of {watermark!r}")
 
 
@@ -114,41 +111,3 @@ def _words(prompt: str) -> frozenset[str]:
     """Returns the words of a prompt in small letters, each also without its plural s."""
     words = re.findall(r"[a-z]+", prompt.lower())
     return frozenset(words) | {word.removesuffix("s") for word in words}
-
-
-def _sign(image: Image.Image, text: str) -> None:
-    """Writes the text small; smaller when it is long; and no more of it than fits."""
-    unit = min(image.size)
-    margin, size = unit * 0.03, max(9, round(unit * 0.032))
-    room = image.width - 2 * margin - 2
-    size = max(7, int(size * min(1.0, room / max(1.0, _font(size).getlength(text)))))
-    font = _font(size)
-    while len(text) > 1 and font.getlength(text) > room:
-        text = text[:-2] + "…"
-    ImageDraw.Draw(image, "RGBA").text(
-        (image.width - margin, image.height - margin),
-        text,
-        font=font,
-        anchor="rs",
-        fill=(255, 255, 255, 225),
-        stroke_width=max(1, round(size / 14)),
-        stroke_fill=(0, 0, 0, 110),
-    )
-
-
-def _writable(text: str) -> str:
-    """Returns what the font can write of it: accents dropped, other signs left out, boxes never drawn."""
-    signs = unicodedata.normalize("NFKD", text)
-    return "".join(sign for sign in signs if not unicodedata.combining(sign) and _has(sign)).strip()
-
-
-@lru_cache(maxsize=1024)
-def _has(sign: str) -> bool:
-    font = _font(16)
-    return sign == " " or bytes(font.getmask(sign)) != bytes(font.getmask("\U0010fffd"))
-
-
-@lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow carries the font: no file of ours, the same on every machine."""
-    return ImageFont.load_default(size)
