@@ -13,6 +13,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from store.deletions import waiting
 from store.errors import ObjectMissing, PictureError
 from store.objects.interface import ObjectInfo, Objects
 from store.objects.keys import is_key, named_key, thumb_key
@@ -70,6 +71,7 @@ class Report(msgspec.Struct):
     orphan_bytes: int = 0
     missing: int = 0
     repaired: int = 0
+    waiting: int = 0  # objects that are about to be deleted: no finding
 
     @property
     def is_good(self) -> bool:
@@ -102,6 +104,7 @@ async def reconcile(
             report.rows = await connection.fetchval("select count(*) from known_keys")
             run = _Run(connection, objects, report, found, prepare=prepare, orphans_before=now - ORPHAN_AGE)
             await run.compare(progress)
+            report.waiting = await waiting(primary)
         finally:
             await connection.execute("drop table if exists known_keys")
     return report

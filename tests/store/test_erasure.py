@@ -216,3 +216,24 @@ async def test_looks_miss_no_mark_that_is_committed_late(primary: Primary) -> No
         return {mark.user for mark in await marks_since(primary, bob.at)} == {"ana", "bob"}
 
     await until(late)
+
+
+async def test_an_erasure_waits_for_a_write_that_has_begun(primary: Primary) -> None:
+    """The write is whole, and then erased with the rest; it never meets a user who is gone half-way."""
+    await given(primary, "ana")
+    async with primary.connection() as writer, writer.transaction():
+        await ensure_user(writer, "ana")
+        erasing = asyncio.create_task(erase(primary, "ana"))
+
+        async def waits() -> bool:
+            blocked = "select 1 from pg_locks where not granted and pid <> pg_backend_pid()"
+            return erasing.done() or bool(await primary.fetch(blocked))
+
+        await until(waits)
+        await writer.execute(
+            "insert into images (owner_id, object_key, content_type, size_bytes, model) "
+            "values ('ana', 'late', 'image/png', 7, 'builtin')"
+        )
+    await erasing
+
+    assert await rows_of(primary, "ana") == 0

@@ -162,7 +162,7 @@ async def test_what_is_under_way_is_no_finding(primary: Primary, objects: Object
     await add_row(primary, doomed)
     await primary.fetch("delete from images")
     report, _ = await run(primary, objects)
-    assert (report.is_good, report.orphans, report.objects) == (True, 0, 1)
+    assert (report.is_good, report.orphans, report.objects, report.waiting) == (True, 0, 1, 1)
 
 
 async def test_a_row_with_what_is_no_key_has_no_object(primary: Primary, objects: Objects) -> None:
