@@ -63,7 +63,8 @@ def check(
             print(f"… and {report.orphans + report.missing - len(told)} more")
         print(
             f"{report.rows} keys in rows, {report.objects} objects: {report.orphans} orphans "
-            f"({report.orphan_bytes} bytes), {report.missing} missing, {report.repaired} repaired; {report.waiting} wait to be deleted"
+            f"({report.orphan_bytes} bytes), {report.missing} missing, {report.repaired} repaired; "
+            f"{report.waiting} wait to be deleted"
         )
     if not report.is_good:
         raise typer.Exit(1)
