@@ -17,7 +17,7 @@ import pytest
 from store.deletions import delete_due
 from store.erasure import finish_erasures
 from store.objects.copying import copy
-from store.objects.keys import new_key, thumb_key
+from store.objects.keys import keys_of, named_key, new_key, thumb_key
 from store.objects.local import LocalObjects
 from store.objects.reconcile import reconcile
 from store.primary import Connection, Primary
@@ -104,7 +104,7 @@ async def given(primary: Primary, objects: LocalObjects, number: int) -> None:
     for n in range(6):
         user = f"user-{number}-{n}"
         keys = [new_key("generated", TAG, "image/png", number) for _ in range(30)]
-        await objects.put_many([(k, b"bytes") for key in keys for k in (key, thumb_key(key))])
+        await objects.put_many([(k, b"bytes") for key in keys for k in keys_of(key)])
 
         async def work(connection: Connection, user: str = user, keys: list[str] = keys) -> None:
             await connection.execute("insert into users (id) values ($1)", user)
@@ -139,7 +139,7 @@ async def test_removals_that_are_killed_leave_nothing(primary: Primary, database
     await primary.fetch("update deletions set due_at = now()")
     await delete_due(primary, objects)
     rows = await primary.fetch("select object_key k from images union all select thumb_key from images")
-    assert {info.key async for info in objects.scan()} == {row["k"] for row in rows}
+    assert {named_key(info.key) async for info in objects.scan()} == {row["k"] for row in rows}
     left = await primary.fetch(
         "select 1 from erased_users e where finished_at is null or exists (select from users u where u.id = e.user_id)"
     )
