@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -52,8 +52,6 @@ _stamps: Final = count(secrets.randbits(62) + 1)
 
 #: What a damaged file raises; UnicodeDecodeError comes from sqlite3 when the schema's text is damaged.
 _BROKEN: Final = (sqlite3.Error, UnicodeDecodeError)
-#: The kinds that pages read so far.
-_LISTED: Final = frozenset({"images", "reference_images"})
 
 
 def _code(error: BaseException) -> int:
@@ -180,8 +178,7 @@ class Replica:
                 raise DiskFull(f"no room to apply changes of {self.user}") from error
             raise ReplicaBroken(f"changes of {self.user} could not be applied: {error}") from error
         self.cursor = head
-        if not kinds.isdisjoint(_LISTED):
-            self._forget_pages()
+        self._forget_pages(kinds)
 
     def read(self, encoded: bytes) -> KeptPage:
         """The answer to a query, true for `cursor`.
@@ -244,10 +241,12 @@ class Replica:
         self._kept_bytes += size
         self._on_kept(self._kept_bytes - before)
 
-    def _forget_pages(self) -> None:
-        self._on_kept(-self._kept_bytes)
-        self._kept.clear()
-        self._kept_bytes = 0
+    def _forget_pages(self, kinds: Collection[str] | None = None) -> None:
+        """Those that read one of these kinds; None: all."""
+        before = self._kept_bytes
+        for encoded in [e for e in self._kept if kinds is None or decode_query(e).kind in kinds]:
+            self._kept_bytes -= len(self._kept.pop(encoded).body or b"")
+        self._on_kept(self._kept_bytes - before)
 
 
 def _check(connection: sqlite3.Connection, user: str, version: int) -> None:

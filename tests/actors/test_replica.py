@@ -19,7 +19,7 @@ from actors.replica import KEPT_BYTES, KEPT_PAGES, Applied, Replica, delete_file
 from actors.schema import APPLICATION_ID, SCHEMA, user_version
 from store.changes import Cursor
 from store.documents import Documents
-from store.gallery import GalleryQuery, ImageQuery, encode_query
+from store.gallery import GalleryQuery, ImageQuery, ReferencesQuery, encode_query
 from store.tables import ZERO_NONCE
 from tests.actors.fleet import ALL
 
@@ -397,6 +397,10 @@ def test_a_page_is_kept_when_only_other_kinds_change(replica: Replica) -> None:
 
     assert replica.cursor == cursor_at(2)
     assert replica.read(ALL) is first
+    references = replica.read(encode_query(ReferencesQuery()))
+    replica.apply(cursor_at(3), [Applied("reference_images", "x", None)])
+    assert replica.read(ALL) is first
+    assert replica.read(encode_query(ReferencesQuery())) is not references
 
 
 def test_kept_pages_have_a_bound_of_count_and_of_bytes(replica: Replica) -> None:

@@ -172,7 +172,7 @@ async def test_stream_that_breaks_goes_on_or_ends_early(on_s3: World, proxy: S3P
 
     proxy.add("GET", "damage")  # which only the last byte can tell
     with pytest.raises(aiohttp.ClientPayloadError):
-        await on_s3.get(url, user=None)
+        await asyncio.wait_for(on_s3.get(url, user=None), 10)
     assert (await on_s3.get(url, user=None)).body == BIG
 
 
