@@ -185,6 +185,17 @@ class Activation:
             delete_files(path)
         self.seeds.start(user, is_wanted=True)
 
+    def forget(self, user: str) -> bool:
+        """Close a replica and delete its files, without making it again; False when there were none. One that is being
+        made stays: its file appears later, and is forgotten then."""
+        active = self.active.get(user)
+        if active is not None:
+            self.close(active, "erased")
+        paths = self._folder.all_of(user)
+        for path in paths:
+            delete_files(path)
+        return bool(paths)
+
     def _seed_soon(self, user: str, *, is_wanted: bool) -> None:
         try:
             self.seeds.start(user, is_wanted=is_wanted)

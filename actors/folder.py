@@ -56,6 +56,10 @@ class ReplicaFolder:
         numbered = self._numbered(user)
         return numbered[max(numbered)] if numbered else None
 
+    def all_of(self, user: str) -> list[Path]:
+        """All files of the user."""
+        return list(self._numbered(user).values())
+
     def next_path(self, user: str) -> Path:
         """A name that no file of this user has had."""
         numbered = self._numbered(user)

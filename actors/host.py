@@ -44,6 +44,7 @@ SWEEP_S = 1.0
 PULSE_S = 5.0
 TRIM_S = 600.0
 TIDY_S = 60.0
+ERASED_S = 2.0
 #: Handles that are not replicas: sockets, connections, logs, libraries.
 _OTHER_HANDLES = 256
 #: How long a drain may take in all, and what of it is left for requests under way after gateways have heard.
@@ -150,6 +151,7 @@ class ReplicaHost:
         self._run("pulse", PULSE_S, self._pulse.beat, at_once=True)
         self._run("trim", TRIM_S, self._trim)
         self._run("tidy", TIDY_S, self._tidy, at_once=True)
+        self._run("erased", ERASED_S, self._forget_erased, at_once=True)
         if self._settings.host_audit_s:
             self._run("audit", self._settings.host_audit_s, self._replicas.audit_idle)
 
@@ -309,6 +311,10 @@ class ReplicaHost:
 
     async def _tidy(self) -> None:
         self._metrics.files_removed += await self._janitor.tidy(self._replicas.life.paths)
+
+    async def _forget_erased(self) -> None:
+        removed = await self._janitor.forget_erased(self._control, self._replicas.life.forget)
+        self._metrics.files_removed += removed
 
 
 def _socket_path(folder: Path, name: str) -> Path:

@@ -1,4 +1,5 @@
-"""Keeps a host's folder within its bytes: files of replicas that nobody used for long go, the oldest first.
+"""Keeps a host's folder within its bytes: files of replicas that nobody used for long go, the oldest first. Files of
+users who were erased go at once.
 
 A file's time is that of its last close. Losing one costs a seed, so nothing is asked and nothing is moved.
 """
@@ -6,7 +7,8 @@ A file's time is that of its last close. Losing one costs a seed, so nothing is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container
+from collections.abc import Callable, Container
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +17,8 @@ import structlog
 from actors.folder import ReplicaFolder
 from actors.replica import delete_files, file_bytes
 from store.clock import Clock
+from store.erasure import finished_since
+from store.primary import Primary
 
 __all__ = ["Janitor"]
 
@@ -39,6 +43,7 @@ class Janitor:
         self._max_age_s = max_age_s
         self._clock = clock
         self.bytes = 0
+        self._erased_since: datetime | None = None
 
     async def tidy(self, in_use: Container[Path]) -> int:
         """Delete what is too old, and the oldest while there is too much, but nothing that is open. Answers how many
@@ -62,6 +67,27 @@ class Janitor:
                 await asyncio.sleep(0)
         if removed:
             log.info("folder.tidied", removed=removed, bytes=self.bytes)
+        return removed
+
+    async def forget_erased(self, primary: Primary, forget: Callable[[str], bool]) -> int:
+        """Delete the files of users who were erased since the last look, and once more those of the minute before it:
+        a seed that was under way, or a read in the last second of a token, may have made one since. Answers how many
+        users had some.
+
+        `forget` closes a user's replica and deletes its files; it answers whether there were any. Files older than what
+        is looked back for at the start are deleted for their age.
+
+        Raises:
+            PrimaryUnavailable: nothing was looked at.
+        """
+        removed = 0
+        for number, mark in enumerate(await finished_since(primary, self._erased_since, within_s=self._max_age_s)):
+            removed += forget(mark.user)
+            self._erased_since = mark.at
+            if number % _BATCH == _BATCH - 1:
+                await asyncio.sleep(0)
+        if removed:
+            log.info("folder.erased", removed=removed)
         return removed
 
     def _folder_files(self) -> list[_File]:

@@ -16,6 +16,7 @@ from gateway.auth import Authenticator
 from gateway.config import GatewaySettings
 from gateway.events import Streams
 from gateway.freshness import Reads
+from gateway.housekeeping import Housekeeping
 from gateway.metrics import GatewayMetrics
 from gateway.middleware import RequestLog, make_middleware
 from gateway.operators import Operators
@@ -106,11 +107,14 @@ class Gateway:
         )
         await self.streams.start()
         self.operators = Operators(self.primary, self.client, self.documents)
+        self.housekeeping = Housekeeping(self.primary, self.objects, trash_s=store.trash_days * 86_400)
+        self.housekeeping.start()
         self.pictures = PictureProcess(
             max_bytes=self.settings.upload_max_bytes, max_pixels=self.settings.upload_max_pixels
         )
 
     async def close(self) -> None:
+        await self.housekeeping.stop()
         await self.auth.close()
         await self.client.close()
         await self.primary.close()

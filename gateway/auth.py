@@ -1,7 +1,8 @@
 """Who is asking. A user's id comes from a verified credential and from nowhere else.
 
 Tokens (JWT) are verified once and kept until they expire. API keys are looked up once and kept for a minute; a
-revoked one is dropped within two seconds. So reads go on while the primary is away.
+revoked one is dropped within two seconds, and so is every credential of a user who was erased. So reads go on while the
+primary is away.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
 
 from gateway.config import GatewaySettings
+from gateway.erased import ErasedUsers
 from gateway.errors import Forbidden, Unauthorized
 from gateway.jwks import RemoteKeys
 from store import api_keys
@@ -91,6 +93,7 @@ class Authenticator:
         self._kept: dict[str, Identity] = {}
         #: Hash of an API key → the headers that it is kept under. One object per watch: a revocation replaces it.
         self._key_headers: dict[bytes, set[str]] = {}
+        self._erased = ErasedUsers(primary)
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -127,6 +130,8 @@ class Authenticator:
             identity = await self._by_key(header, secret)
         else:
             identity = await self._by_token(secret)
+        if identity.role == "user" and identity.user in self._erased:
+            raise Unauthorized("Unauthorized: this user was erased")
         if len(self._kept) >= _MAX_KEPT:
             self._kept.clear()
             self._key_headers.clear()
@@ -161,19 +166,29 @@ class Authenticator:
     async def _watch_revocations(self) -> None:
         """Ended by `close`. Looks back further than its period: a look that failed is made up for."""
         while True:
-            await asyncio.sleep(_REVOKED_EVERY_S)
-            if not self._key_headers:
-                continue
             try:
-                revoked = await api_keys.revoked_since(self._primary, _KEY_KEPT_S + 10)
+                await self._drop_erased()
+                await self._drop_revoked()
             except PrimaryUnavailable:
-                continue
+                pass
             except Exception:
                 log.exception("revocations.failed")
-                continue
-            for digest in revoked & self._key_headers.keys():
-                for header in self._key_headers.pop(digest):
-                    self._kept.pop(header, None)
+            await asyncio.sleep(_REVOKED_EVERY_S)
+
+    async def _drop_erased(self) -> None:
+        erased = await self._erased.look()
+        if erased:
+            for header in [header for header, identity in self._kept.items() if identity.user in erased]:
+                if self._kept[header].role == "user":
+                    del self._kept[header]
+
+    async def _drop_revoked(self) -> None:
+        if not self._key_headers:
+            return
+        revoked = await api_keys.revoked_since(self._primary, _KEY_KEPT_S + 10)
+        for digest in revoked & self._key_headers.keys():
+            for header in self._key_headers.pop(digest):
+                self._kept.pop(header, None)
 
 
 def _identity(claims: dict[str, Any], wrong: Unauthorized) -> Identity:

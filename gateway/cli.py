@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 
+from gateway.objects_commands import objects
 from gateway.operating import add_commands
 from store.errors import EmbeddedPostgresError, InvalidValue, NotFound, PrimaryUnavailable, SettingError
 
@@ -377,6 +378,7 @@ def _shown(value: Any) -> str:
 
 
 add_commands(app)
+app.add_typer(objects, name="objects")
 
 if __name__ == "__main__":
     main()

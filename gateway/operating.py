@@ -21,12 +21,14 @@ User = Annotated[str, typer.Argument(help="The user's id.")]
 _DATA: Final = Path(".peruse")
 
 epoch = typer.Typer(help="The identity of the primary's history.", no_args_is_help=True)
+users = typer.Typer(help="The users: a list, and how to erase one.", invoke_without_command=True)
 
 
 def add_commands(app: typer.Typer) -> None:
     """Add them to `app`."""
-    for command in (replicas, locate, inspect, passivate, reseed, export, audit, users):
+    for command in (replicas, locate, inspect, passivate, reseed, export, audit):
         app.command()(command)
+    app.add_typer(users, name="users")
     app.add_typer(epoch, name="epoch")
 
 
@@ -120,15 +122,33 @@ def _audit_row(report: dict[str, Any]) -> dict[str, Any]:
     return {**report, "rows": rows, "differ": "; ".join(found) or report.get("error", "")}
 
 
-def users(
+@users.callback()
+def list_users(
+    context: typer.Context,
     data: Data = _DATA,
     json: Json = False,
     after: Annotated[str, typer.Option(help="Start behind this id.")] = "",
     limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)] = 100,
 ) -> None:
     """The users, in the order of their ids, with their versions and number of images."""
+    if context.invoked_subcommand is not None:
+        return
     names = ("user", "version", "images", "plan", "storage_used_bytes", "created_at")
     _show(_ask(data, lambda o: o.users(after, limit)), json, names)
+
+
+@users.command("delete")
+def delete_user(
+    user: User,
+    data: Data = _DATA,
+    json: Json = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Erase USER for good: rows, image files, keys, replicas. Their tokens end within two seconds, and for a day nobody
+    can come under this id again."""
+    if not yes:
+        typer.confirm(f"erase {user} and all their images, for good?", abort=True, err=True)
+    _show_one(_ask(data, lambda o: o.erase(user)), json)
 
 
 @epoch.command("rotate")

@@ -11,6 +11,7 @@ import msgspec
 from actors import ReplicaClient, seed_file
 from store.documents import Documents
 from store.epoch import rotate
+from store.erasure import erase
 from store.errors import InvalidValue
 from store.ids import is_user_id
 from store.primary import Primary
@@ -114,6 +115,19 @@ class Operators:
             "epoch": made.cursor.epoch,
             "version": made.cursor.version,
         }
+
+    async def erase(self, user: str) -> dict[str, Any]:
+        """Erase a user: rows at once, credentials and replica files within seconds, objects as the object store lets a
+        gateway. See `store.erasure`.
+
+        Raises:
+            InvalidValue: not a user's id, or one of our own.
+            NotFound: there is no such user.
+            PrimaryUnavailable: it is not finished, and a gateway finishes it later.
+        """
+        if _checked(user).startswith("~"):
+            raise InvalidValue("user", f"{user} belongs to a host")
+        return (await erase(self._primary, user))._asdict()
 
     async def rotate_epoch(self) -> str:
         """Begin a new epoch of the primary; see `store.epoch.rotate`."""

@@ -31,8 +31,8 @@ class Settings(BaseSettings):
     _saved: ClassVar[dict[str, Any]] = {}
 
     @classmethod
-    def load(cls, data: Path | None = None) -> Self:
-        """The settings of this process, with what was saved in the folder `data`.
+    def load(cls, data: Path | None = None, **given: Any) -> Self:
+        """The settings of this process, with what was saved in the folder `data`. What is `given` comes before both.
 
         Raises:
             SettingError: names the setting, its value's fault, and where it came from.
@@ -44,7 +44,7 @@ class Settings(BaseSettings):
             _saved = known
 
         try:
-            loaded = Loaded()
+            loaded = Loaded(**given)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             name = str(first["loc"][0])
@@ -169,6 +169,9 @@ class StoreSettings(Settings):
     )
     cloudfront_private_key: SecretStr = Field(
         SecretStr(""), description="RSA key in PEM that signs its URLs; else AWS_CLOUDFRONT_PRIVATE_KEY"
+    )
+    trash_days: float = Field(
+        30.0, gt=0, le=3650, description="days that an image stays in the trash, from where it can be restored"
     )
     storage_free_bytes: int = Field(10**9, ge=0, le=2**60, description="most bytes of pictures that a free plan keeps")
     storage_pro_bytes: int = Field(100 * 10**9, ge=0, le=2**60, description="the same for the plan pro")

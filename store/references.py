@@ -92,8 +92,7 @@ async def document(connection: Connection, owner: str, row_id: uuid.UUID, docume
 
 
 async def delete(connection: Connection, owner: str, row_id: uuid.UUID) -> Removed:
-    """Delete a reference for good. Its object goes after the commit: a crash leaves an object without a row, never a
-    row without its object.
+    """Delete a reference for good. Its objects go after the commit, see `deletions`.
 
     Raises:
         NotFound: the owner has no such reference.

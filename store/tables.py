@@ -188,6 +188,7 @@ images = Table(
 )
 Index("images_by_owner", images.c.owner_id, images.c.created_at.desc(), images.c.id.desc())
 Index("images_by_visibility", images.c.visibility, images.c.created_at.desc())
+Index("images_in_trash", images.c.trashed_at, postgresql_where=images.c.trashed_at.is_not(None))
 
 reference_images = Table(
     "reference_images",
@@ -212,6 +213,26 @@ storage_reservations = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("expires_at", TIMESTAMP(timezone=True), nullable=False),
     CheckConstraint("size_bytes >= 0", name="size"),
+)
+
+# What no row refers to any more: written by triggers, with the row's own end, and gone when the object is.
+deletions = Table(
+    "deletions",
+    metadata,
+    Column("key", Text(collation="C"), primary_key=True, comment="of an object that is to go"),
+    _time("due_at"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Index("deletions_due", "due_at"),
+)
+
+# No foreign key: it outlives its user.
+erased_users = Table(
+    "erased_users",
+    metadata,
+    Column("user_id", Text(collation="C"), primary_key=True),
+    _time("erased_at"),
+    Column("finished_at", TIMESTAMP(timezone=True), index=True, comment="when the last row was gone; null: under way"),
+    Index("erased_users_at", "erased_at"),
 )
 
 hosts = Table(

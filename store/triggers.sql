@@ -114,6 +114,40 @@ begin
   return query select sync_epoch_now(), coalesce((select s.version from sync_user s where s.user_id = who), 0);
 end $$;
 
+-- An object goes with its row, whoever deletes the row: its keys are written down in the same transaction, and what is
+-- written down is deleted until it is gone. The small thumbnail has the name of the other one, and no column.
+create or replace function {schema}.object_keys(object_key text, thumb_key text) returns setof text
+language sql immutable as $$
+  select k from unnest(array[object_key, thumb_key,
+    case when thumb_key like '%.thumb.webp' then regexp_replace(thumb_key, '\.thumb\.webp$', '.thumb96.webp') end]) k
+  where k is not null
+$$;
+
+create or replace function {schema}.object_gone() returns trigger
+language plpgsql security definer set search_path = {schema}, pg_temp as $$
+begin
+  insert into deletions (key) select k from gone g cross join object_keys(g.object_key, g.thumb_key) k
+  on conflict do nothing;
+  return null;
+end $$;
+
+create or replace function {schema}.object_changed() returns trigger
+language plpgsql security definer set search_path = {schema}, pg_temp as $$
+begin
+  insert into deletions (key) select object_keys(old.object_key, old.thumb_key)
+  except select object_keys(new.object_key, new.thumb_key) on conflict do nothing;
+  return null;
+end $$;
+
+create or replace function {schema}.object_attach(tbl regclass) returns void language plpgsql as $$
+begin
+  execute format('drop trigger if exists object_gone on %s', tbl);
+  execute format('drop trigger if exists object_changed on %s', tbl);
+  execute format('create trigger object_gone after delete on %s referencing old table as gone for each statement execute function object_gone()', tbl);
+  execute format('create trigger object_changed after update on %s for each row when (old.object_key is distinct from new.object_key or old.thumb_key is distinct from new.thumb_key) execute function object_changed()', tbl);
+  execute format('alter table %s enable always trigger object_gone, enable always trigger object_changed', tbl);
+end $$;
+
 -- Every user has an account from the start, whoever creates the user.
 create or replace function {schema}.account_open() returns trigger
 language plpgsql security definer set search_path = {schema}, pg_temp as $$

@@ -14,7 +14,7 @@ from gateway.errors import BadRequest
 from gateway.operators import Operators
 from gateway.routes.context import GATEWAY, no_parameters
 
-__all__ = ["audit", "export", "hosts", "inspect", "passivate", "replicas", "reseed", "rotate_epoch", "users"]
+__all__ = ["audit", "erase", "export", "hosts", "inspect", "passivate", "replicas", "reseed", "rotate_epoch", "users"]
 
 
 async def hosts(request: web.Request) -> web.Response:
@@ -34,6 +34,14 @@ async def users(request: web.Request) -> web.Response:
     if not (limit.isascii() and limit.isdigit() and 1 <= len(limit) <= 4 and 1 <= int(limit) <= 1000):
         raise BadRequest("limit must be a whole number from 1 to 1000", field="limit")
     return _answer("users", await operators.users(request.query.get("after", "").replace("\0", ""), int(limit)))
+
+
+async def erase(request: web.Request) -> web.Response:
+    """DELETE /admin/users/{user}: the user, and all that they have, for good."""
+    operators = await _operators(request)
+    erased = await operators.erase(request.match_info["user"])
+    request.app[GATEWAY].housekeeping.objects_soon()
+    return _answer("erased", erased)
 
 
 async def inspect(request: web.Request) -> web.Response:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GATEWAY",
     "caller",
+    "flag",
     "gallery_query",
     "no_parameters",
     "read_response",
@@ -125,6 +126,21 @@ def no_parameters(request: web.Request) -> None:
     if request.query:
         name = next(iter(request.query))
         raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; this address takes none")
+
+
+def flag(request: web.Request, name: str) -> bool:
+    """Whether the query parameter `name`, the only one that is known, is 1.
+
+    Raises:
+        InvalidQuery: names another one, or this one when it is neither 1 nor 0.
+    """
+    for other in request.query:
+        if other != name:
+            raise InvalidQuery(other, f"unknown query parameter {other[:40]!r}; this address takes {name}")
+    value = request.query.getall(name, ["0"])
+    if value not in (["0"], ["1"]):
+        raise InvalidQuery(name, f"{name} must be 1 or 0")
+    return value == ["1"]
 
 
 def wish_of(request: web.Request) -> Wish:

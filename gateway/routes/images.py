@@ -13,9 +13,10 @@ from aiohttp import web
 from gateway.errors import BadRequest
 from gateway.keeping import keep
 from gateway.payloads import ImageChanges, UploadFields, image_id, read_json, read_upload
-from gateway.routes.context import GATEWAY, caller, gallery_query, no_parameters, read_response, written
+from gateway.routes.context import GATEWAY, caller, flag, gallery_query, no_parameters, read_response, written
 from gateway.routes.files import get_own_file
-from store import images
+from store import images, trash
+from store.epoch import Bookmark
 from store.gallery import ImageQuery, encode_query, one_body
 from store.ids import new_id
 from store.objects import keys
@@ -24,13 +25,14 @@ from store.primary import Connection
 
 __all__ = [
     "change_image",
+    "delete_image",
+    "empty_trash",
     "get_image",
     "list_images",
     "restore_image",
     "save_upload",
     "sync",
     "sync_user",
-    "trash_image",
     "upload",
 ]
 
@@ -55,6 +57,7 @@ async def get_image(request: web.Request) -> web.StreamResponse:
 async def change_image(request: web.Request) -> web.Response:
     """PATCH /api/images/{id}: visibility, starred, title."""
     user = (await caller(request)).user
+    no_parameters(request)
     row_id = image_id(request)
     changes = await read_json(request, ImageChanges)
     values = {k: v for k, v in msgspec.structs.asdict(changes).items() if v is not msgspec.UNSET}
@@ -63,16 +66,37 @@ async def change_image(request: web.Request) -> web.Response:
     return await _change(request, user, row_id, lambda c: images.change(c, user, row_id, values))
 
 
-async def trash_image(request: web.Request) -> web.Response:
-    """DELETE /api/images/{id}: to the trash."""
+async def delete_image(request: web.Request) -> web.Response:
+    """DELETE /api/images/{id}: to the trash. With ?forever=1: the row, and then its objects, for good."""
     user = (await caller(request)).user
     row_id = image_id(request)
-    return await _change(request, user, row_id, lambda c: images.trash(c, user, row_id))
+    if not flag(request, "forever"):
+        return await _change(request, user, row_id, lambda c: images.trash(c, user, row_id))
+    gateway = request.app[GATEWAY]
+    removed, bookmark = await gateway.write(user, lambda c: trash.remove(c, user, row_id))
+    return _removed(request, removed, bookmark)
+
+
+async def empty_trash(request: web.Request) -> web.Response:
+    """DELETE /api/images/trash: what is in the trash now goes for good."""
+    user = (await caller(request)).user
+    no_parameters(request)
+    gateway = request.app[GATEWAY]
+    removed, bookmark = await trash.empty(gateway.primary, user)
+    gateway.reads.wrote(user, bookmark)
+    return _removed(request, removed, bookmark)
+
+
+def _removed(request: web.Request, removed: trash.Removed, bookmark: Bookmark) -> web.Response:
+    request.app[GATEWAY].housekeeping.objects_soon()
+    body = msgspec.json.encode({"success": True, "removed": removed.images, "freed_bytes": removed.bytes})
+    return written(body, bookmark)
 
 
 async def restore_image(request: web.Request) -> web.Response:
     """POST /api/images/{id}/restore: back from the trash."""
     user = (await caller(request)).user
+    no_parameters(request)
     row_id = image_id(request)
     return await _change(request, user, row_id, lambda c: images.restore(c, user, row_id))
 
@@ -80,7 +104,6 @@ async def restore_image(request: web.Request) -> web.Response:
 async def _change(
     request: web.Request, user: str, row_id: uuid.UUID, work: Callable[[Connection], Awaitable[Any]]
 ) -> web.Response:
-    no_parameters(request)
     gateway = request.app[GATEWAY]
 
     async def transaction(connection: Connection) -> bytes:

@@ -9,7 +9,7 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.keeping import keep, remove
+from gateway.keeping import keep
 from gateway.payloads import NoFields, read_upload, reference_id
 from gateway.routes.context import GATEWAY, caller, no_parameters, read_response, references_query, written
 from store import references, storage
@@ -105,12 +105,10 @@ async def delete_reference(request: web.Request) -> web.Response:
     no_parameters(request)
     gateway = request.app[GATEWAY]
 
-    async def transaction(connection: Connection) -> references.Removed:
+    async def transaction(connection: Connection) -> None:
         removed = await references.delete(connection, user, row_id)
         await storage.free(connection, user, removed.size_bytes)
-        return removed
 
-    removed, bookmark = await gateway.write(user, transaction)
-    if keys.is_key(removed.object_key):  # a row of plain SQL may name anything
-        await remove(gateway, keys.keys_of(removed.object_key))
+    _, bookmark = await gateway.write(user, transaction)
+    gateway.housekeeping.objects_soon()
     return written(b'{"success":true}', bookmark)

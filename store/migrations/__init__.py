@@ -23,11 +23,14 @@ __all__ = ["migrate"]
 #: Any number will do, as long as it is ours: two migrations at once wait for each other.
 _LOCK: Final = 0x5045_5255_5345
 _ATTEMPTS: Final = 5
+#: Tables whose rows have objects.
+_OBJECTS: Final = ("images", "reference_images")
 #: Whether the triggers are those of mark $1, and all $2 of them are there and switched on.
 _IS_COMPLETE: Final = """
 select obj_description(to_regproc('sync_note')) = $1 and $2 = (
   select count(*) from pg_trigger t join pg_class c on c.oid = t.tgrelid
-  where t.tgname in ('sync_insert_delete', 'sync_update', 'sync_truncate', 'sync_stamp', 'account_open')
+  where t.tgname in ('sync_insert_delete', 'sync_update', 'sync_truncate', 'sync_stamp', 'account_open', 'object_gone',
+                   'object_changed')
     and t.tgenabled = 'A' and c.relnamespace = (select oid from pg_namespace where nspname = current_schema()))
 """
 
@@ -78,12 +81,14 @@ async def _run(engine: AsyncEngine) -> None:
         schema = await raw.fetchval("select quote_ident(current_schema())")
         source = triggers(schema)
         mark = hashlib.sha256(f"{source}{REPLICATED}".encode()).hexdigest()
-        if await raw.fetchval(_IS_COMPLETE, mark, 3 * len(REPLICATED) + 2):
+        if await raw.fetchval(_IS_COMPLETE, mark, 3 * len(REPLICATED) + 2 * len(_OBJECTS) + 2):
             return
         await raw.execute(source)
         for kind, columns in REPLICATED.items():
             watched = columns if "owner_id" in columns else ("owner_id", *columns)
             await raw.execute("select sync_attach($1::text::regclass, $1::text, $2::text[])", kind, list(watched))
+        for table in _OBJECTS:
+            await raw.execute("select object_attach($1::text::regclass)", table)
         # Last: what is marked is complete.
         await raw.execute(f"comment on function sync_note() is '{mark}'")
 

@@ -187,6 +187,7 @@ async def _one(world: World, me: Person, other: Person) -> list[Reply]:
             await world.get(path, user=me.name),
             await world.request("PATCH", path, user=me.name, json={"visibility": "public", "title": "mine"}),
             await world.request("DELETE", path, user=me.name),
+            await world.request("DELETE", f"{path}?forever=1", user=me.name),
             await world.request("POST", f"{path}/restore", user=me.name),
         ]
     theirs = (await world.upload(user=other.name)).json["image"]
@@ -202,6 +203,24 @@ async def _one(world: World, me: Person, other: Person) -> list[Reply]:
     (after,) = await world.gateway.primary.fetch(sql, other.name)
     assert before == after
     return replies
+
+
+@case("DELETE", "/api/images/trash")
+async def _trash(world: World, me: Person, other: Person) -> list[Reply]:
+    """Mine is emptied, theirs is as it was: rows and files."""
+    assert "trashed" in other.ids
+    (before,) = await world.gateway.primary.fetch(
+        "select count(*) from images where owner_id = $1 and trashed_at is not null", other.name
+    )
+    mine = await person(world, f"{me.name}-{secrets.token_hex(4)}")
+    reply = await world.request("DELETE", "/api/images/trash", user=mine.name)
+    assert (reply.status, reply.json["removed"]) == (200, 1)
+    (after,) = await world.gateway.primary.fetch(
+        "select count(*) from images where owner_id = $1 and trashed_at is not null", other.name
+    )
+    assert before == after
+    assert (await world.get(f"/files/{other.keys['trashed']}", user=other.name)).status == 200
+    return [reply]
 
 
 @case("GET", "/api/references")
@@ -261,6 +280,7 @@ async def _internal(world: World, me: Person, other: Person) -> list[Reply]:
 @case("GET", "/admin/hosts")
 @case("GET", "/admin/replicas")
 @case("GET", "/admin/users")
+@case("DELETE", "/admin/users/{user}")
 @case("GET", "/admin/users/{user}/replica")
 @case("GET", "/admin/users/{user}/replica/export")
 @case("POST", "/admin/users/{user}/replica/passivate")
@@ -276,6 +296,7 @@ async def _admin(world: World, me: Person, other: Person) -> list[Reply]:
             posts = (f"{replica}/passivate", f"{replica}/reseed", f"{replica}/audit", "/admin/epoch/rotate")
             replies += [await world.get(path, user=me.name, role=role) for path in gets]
             replies += [await world.request("POST", path, user=me.name, role=role) for path in posts]
+            replies.append(await world.request("DELETE", f"/admin/users/{name}", user=me.name, role=role))
     assert {reply.status for reply in replies} == {403}
     return replies
 

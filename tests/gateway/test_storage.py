@@ -9,7 +9,7 @@ import pytest
 
 from tests.fakes.s3_proxy import S3Proxy
 from tests.gateway.asking import form, noise, picture
-from tests.world import Reply, World
+from tests.world import Reply, World, until
 
 LIMIT = 100_000
 DATA = noise((80, 80))
@@ -143,7 +143,7 @@ async def test_bad_pictures_reserve_nothing(on_disk: World) -> None:
 
 
 async def test_deleted_reference_makes_room_again(either: World) -> None:
-    """For good, so at once."""
+    """For good, so at once; its objects follow."""
     reply = await post(either, "/api/references")
     assert await account(either) == (len(DATA), 0)
 
@@ -151,7 +151,11 @@ async def test_deleted_reference_makes_room_again(either: World) -> None:
 
     assert deleted.status == 200
     assert await account(either) == (0, 0)
-    assert await objects(either) == []
+
+    async def are_gone() -> bool:
+        return await objects(either) == []
+
+    await until(are_gone)
 
 
 async def test_upload_is_one_version(on_disk: World) -> None:

@@ -1,0 +1,79 @@
+"""What a gateway does by itself: the trash is emptied when its time is over, objects follow their rows, erasures that
+were interrupted are finished.
+
+Every gateway does it, for every deployment has one, and it has the object store at hand. Any number may: each takes
+what no other one holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+import structlog
+
+from store.deletions import delete_due
+from store.erasure import finish_erasures
+from store.errors import PrimaryUnavailable
+from store.objects.interface import Objects
+from store.primary import Primary
+from store.trash import purge
+
+__all__ = ["Housekeeping"]
+
+log = structlog.get_logger()
+
+_OBJECTS_EVERY_S: Final = 5.0
+_ROWS_EVERY_S: Final = 60.0
+
+
+class Housekeeping:
+    """`start`, then `objects_soon` after a removal; `stop` at the end."""
+
+    def __init__(self, primary: Primary, objects: Objects, *, trash_s: float) -> None:
+        """`trash_s` is how long an image stays in the trash, in seconds."""
+        self._primary = primary
+        self._objects = objects
+        self._trash_s = trash_s
+        self._wanted = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """What is under way ends half-way, and is due again later."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def objects_soon(self) -> None:
+        """A row was removed: its objects need not wait for the next turn."""
+        self._wanted.set()
+
+    async def _run(self) -> None:
+        """Ended by `stop`."""
+        rows_due = time.monotonic()
+        while True:
+            try:
+                if time.monotonic() >= rows_due:
+                    rows_due = time.monotonic() + _ROWS_EVERY_S
+                    await self._rows()
+                await delete_due(self._primary, self._objects)
+            except PrimaryUnavailable:
+                pass
+            except Exception:
+                log.exception("housekeeping.failed")
+            try:
+                await asyncio.wait_for(self._wanted.wait(), _OBJECTS_EVERY_S)
+            except TimeoutError:
+                continue
+            self._wanted.clear()
+
+    async def _rows(self) -> None:
+        removed = await purge(self._primary, keep_s=self._trash_s)
+        if removed.images:
+            log.info("trash.purged", images=removed.images, bytes=removed.bytes)
+        for erased in await finish_erasures(self._primary):
+            log.info("user.erasure_finished", **erased._asdict())

@@ -1,0 +1,92 @@
+"""Files of users who were erased go at once, on every host, and nobody else's do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from actors import host as host_module
+from actors.host import ReplicaHost
+from store.erasure import erase
+from store.primary import Primary
+from tests.actors.fleet import History, add_image, shown
+from tests.actors.test_host import StartHost, a_client, read
+from tests.world import until
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BEAT_S", "SWEEP_S", "ERASED_S"):
+        monkeypatch.setattr(host_module, name, 0.05)
+
+
+def files_of(host: ReplicaHost, user: str) -> list[Path]:
+    folder = host._replicas._folder
+    return sorted(folder.path.glob(f"??/??/{folder._stem(user).name}.*"))
+
+
+async def test_the_file_of_an_erased_user_goes(start_host: StartHost, primary: Primary, history: History) -> None:
+    """Open or not, with its log; the others serve on. mission: 129"""
+    host = await start_host(0)
+    client = await a_client(primary)
+    for user in ("ana", "bob", "cyd"):
+        await history.write([user], lambda c, user=user: add_image(c, user, f"of {user}"))
+        await read(client, user)
+    await client.passivate("bob")
+    assert all(files_of(host, user) for user in ("ana", "bob", "cyd"))
+
+    await erase(primary, "ana")
+    await erase(primary, "bob")
+
+    await until(lambda: not files_of(host, "ana") and not files_of(host, "bob"))
+    assert host.stats().metrics.files_removed >= 2
+    assert files_of(host, "cyd")
+    assert len(shown((await read(client, "cyd")).body)) == 1
+    await client.close()
+    await host.stop()
+
+
+async def test_a_host_that_was_away_deletes_them_when_it_comes_back(
+    start_host: StartHost, primary: Primary, history: History
+) -> None:
+    """And keeps the file of one who has come again since."""
+    host = await start_host(0)
+    client = await a_client(primary)
+    for user in ("ana", "bob"):
+        await history.write([user], lambda c, user=user: add_image(c, user, f"of {user}"))
+        await read(client, user)
+    await client.close()
+    await host.stop()
+    for user in ("ana", "bob"):
+        await erase(primary, user)
+    await primary.fetch("update erased_users set erased_at = erased_at - interval '26 hours'")
+    await history.write(["bob"], lambda c: add_image(c, "bob", "again"))
+
+    host = await start_host(0)
+
+    await until(lambda: not files_of(host, "ana"))
+    assert files_of(host, "bob")
+    client = await a_client(primary)
+    await client.sync("bob", timeout_s=5)
+    assert len(shown((await read(client, "bob")).body)) == 1
+    await client.close()
+    await host.stop()
+
+
+async def test_a_file_that_comes_late_goes_too(start_host: StartHost, primary: Primary, history: History) -> None:
+    """A read in the last second of a token makes one, of nothing."""
+    host = await start_host(0)
+    client = await a_client(primary)
+    await history.write(["ana"], lambda c: add_image(c, "ana", "one"))
+    await read(client, "ana")
+    await erase(primary, "ana")
+    await until(lambda: not files_of(host, "ana"))
+    made = host.stats().metrics.seeds
+
+    assert len(shown((await read(client, "ana")).body)) == 0
+
+    await until(lambda: host.stats().metrics.seeds > made)
+    await until(lambda: not files_of(host, "ana"))
+    await client.close()
+    await host.stop()
