@@ -109,8 +109,12 @@ async def find_deadlocks_soon(url: str) -> None:
 async def test_migrations_make_what_the_tables_say(database: str) -> None:
     """Alembic finds nothing to add, drop or change."""
 
+    def differs(*sides: Any) -> bool | None:
+        # Alembic lets Postgres compute both: a clock gives two times. Its text is compared in the next test.
+        return False if "clock_timestamp" in str(sides[-1]) else None
+
     def compare(connection: Connection) -> list[Any]:
-        options = {"compare_type": True, "compare_server_default": True, "version_table": "peruse_migrations"}
+        options = {"compare_type": True, "compare_server_default": differs, "version_table": "peruse_migrations"}
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
 
     assert await on(database, compare) == []
