@@ -51,13 +51,16 @@ class Curve:
 
     @property
     def law(self) -> str:
-        """In words: flat, or a fixed part and a part per x; with the knee, where both are alike."""
+        """In words: flat, or a fixed part and a part per x; with the knee, where both are alike.
+
+        What falls with x has no slope here and is told by its ends.
+        """
         values = list(self.points.values())
         if max(values) < _FLAT * min(values):
             return f"flat at {_number(sum(values) / len(values))}"
         fixed, slope = self.line
         if not slope:
-            return f"falls, from {_number(values[0])} to {_number(values[-1])}"
+            return f"does not grow: {_number(values[0])} at first, {_number(values[-1])} at last"
         knee = f"; knee at {_number(fixed / slope)}" if fixed else "; no knee"
         steep = f"; STEEPER at the end: power {self.last_power:.2f}" if self.is_steep else ""
         return f"{_number(fixed)} + {_number(slope)} · x{knee}{steep}"
