@@ -38,9 +38,10 @@ bench-peers: .venv/installed
 bench-growth: .venv/installed
 	$(BIN)/python -m tests.bench.growth
 
-# The README's table, from the last full run.
+# The README's table and the figures of deploy/CAPACITY.md, from the last full runs.
 bench-readme: .venv/installed
 	$(BIN)/python -m tests.bench.readme
+	$(BIN)/python -m tests.bench.capacity
 
 # Everything with hashes, then ourselves; the stamp is written last, so that a broken install is done again.
 .venv/installed: requirements.lock pyproject.toml

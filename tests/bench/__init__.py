@@ -28,4 +28,5 @@ gate        `--quick` against the last full run
 readme      the README's table
 growth      how cost grows: `python -m tests.bench.growth`, or `make bench-growth`
 growth_steps, curves    its steps; a curve, its law and its knee
+capacity    the figures of deploy/CAPACITY.md
 """

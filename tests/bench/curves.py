@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 __all__ = ["Curve", "as_json"]
 
@@ -66,10 +66,19 @@ class Curve:
         return f"{_number(fixed)} + {_number(slope)} · x{knee}{steep}"
 
 
-def as_json(curves: list[Curve]) -> list[dict[str, object]]:
+def as_json(curves: list[Curve]) -> list[dict[str, Any]]:
+    """With `fixed` and `slope` of the law: y ≈ fixed + slope · x."""
     return [
-        {"name": c.name, "x": c.x_label, "y": c.y_label, "law": c.law, "points": [[x, y] for x, y in c.points.items()]}
-        for c in curves
+        {
+            "name": curve.name,
+            "x": curve.x_label,
+            "y": curve.y_label,
+            "law": curve.law,
+            "fixed": float(f"{curve.line[0]:.4g}"),
+            "slope": float(f"{curve.line[1]:.4g}"),
+            "points": [[x, float(f"{y:.4g}")] for x, y in curve.points.items()],
+        }
+        for curve in curves
     ]
 
 

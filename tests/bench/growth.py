@@ -1,7 +1,7 @@
 """How cost grows: `python -m tests.bench.growth [--quick]`, or `make bench-growth`; under a quarter of an hour.
 
 Page size, images per user, active users, known users, hosts and gateways. Prints law and knee of each curve, and
-writes bench-out/growth.json and deploy/growth.png, which deploy/CAPACITY.md is fitted to.
+writes tests/bench/growth.json and deploy/growth.png; deploy/CAPACITY.md is fitted to them (tests.bench.capacity).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.bench.instance import Instance
 from tests.bench.load import Wrk
 from tests.bench.machine import describe
 from tests.bench.result import Line, at_most
-from tests.bench.runs import OUT, bench_folder, run, say
+from tests.bench.runs import GROWN, OUT, bench_folder, run, say
 
 _USER: Final = "ana"
 _CHART: Final = Path(__file__).parents[2] / "deploy" / "growth.png"
@@ -80,7 +80,8 @@ def _growth(plan: _Plan) -> int:
     print(f"growth in {time.monotonic() - started:.0f} s")
     OUT.mkdir(exist_ok=True)
     document = {"machine": machine, "full_house_mb": full_house.median, "curves": as_json(curves)}
-    (OUT / "growth.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    saved = GROWN if plan is _FULL else OUT / "growth.json"
+    saved.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     panels: dict[tuple[str, str], dict[str, dict[float, float]]] = {}
     for curve in curves:
         panels.setdefault((curve.x_label, curve.y_label), {})[curve.name] = dict(curve.points)

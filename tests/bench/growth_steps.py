@@ -54,19 +54,21 @@ def grow_page(instance: Instance, wrk: Wrk, user: str, limits: Sequence[int], *,
 
 def grow_images(instance: Instance, primary_url: str, like: str, sizes: Sequence[int], *, say: Say) -> list[Curve]:
     """Users with larger galleries: the seed, the file, and pages made anew."""
-    seed_s, first, deep, filtered = ({} for _ in range(4))  # type: dict[float, float]
+    seed_s, file_mb, first, deep, filtered = ({} for _ in range(5))  # type: dict[float, float]
     for size in sizes:
         user = f"images-{size}"
         made_s = uvloop.run(large_user(primary_url, user, images=size, like=like))
         token, started = instance.token(user), time.monotonic()
         uvloop.run(activate(instance.url, [Target(PATH, bearer(token))], timeout_s=300.0))
         seed_s[size] = time.monotonic() - started
+        file_mb[size] = _file_bytes(instance, user) / 1e6
         say(f"a user with {size:,} images: made in {made_s:.1f} s, seeded in {seed_s[size]:.2f} s")
         timings = uvloop.run(page_timings(instance.url, token, samples=_SAMPLES))
         first[size], deep[size], filtered[size] = map(median, timings)
     x, y = "images of the user", "page made anew, ms"
     return [
         Curve("until a replica answers", x, "s", seed_s),
+        Curve("a replica's files", x, "MB", file_mb),
         Curve("first page", x, y, first),
         Curve("deep page", x, y, deep),
         Curve("filtered page (100 match)", x, y, filtered),
@@ -137,6 +139,13 @@ def add_known(replicas: Path, users: Sequence[str], *, like: str) -> int:
     finally:
         folder.release()
     return len(template)
+
+
+def _file_bytes(instance: Instance, user: str) -> int:
+    """What the replica of `user` takes on the disk, its -wal with it."""
+    digest = hashlib.sha256(user.encode()).hexdigest()
+    files = (instance.data / "replicas").glob(f"*/{digest[:2]}/{digest[2:4]}/{digest}.*")
+    return sum(file.stat().st_size for file in files)
 
 
 def pss_mb(instance: Instance, *, only_hosts: bool = False, hosts: int = 1) -> float:

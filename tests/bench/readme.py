@@ -6,12 +6,9 @@ import json
 import sys
 from typing import Any, Final
 
-from tests.bench.process import ROOT
 from tests.bench.result import short
-from tests.bench.runs import COMMITTED
+from tests.bench.runs import COMMITTED, write_between
 
-_START: Final = "<!-- bench -->"
-_END: Final = "<!-- /bench -->"
 #: The lines worth a reader's time, by key, in this order; the others are in bench.json.
 _RATES: Final = (
     "rps_peruse", "rps_varied", "rps_many", "rps_wire", "rps_bare", "rps_nginx", "rps_postgres", "rps_redis",
@@ -25,15 +22,7 @@ _REST: Final = (
 
 
 def main() -> int:
-    document = json.loads(COMMITTED.read_text())
-    path = ROOT / "README.md"
-    before, found, rest = path.read_text().partition(_START)
-    _, closed, after = rest.partition(_END)
-    if not (found and closed):
-        print(f"README.md has no {_START} … {_END} to write into", file=sys.stderr)
-        return 1
-    path.write_text(f"{before}{_START}\n{_table(document)}\n{_END}{after}")
-    return 0
+    return write_between("README.md", "bench", _table(json.loads(COMMITTED.read_text())))
 
 
 def _table(document: dict[str, Any]) -> str:

@@ -15,11 +15,13 @@ from typing import Final
 from tests.bench.process import ROOT
 from tests.bench.result import BenchError
 
-__all__ = ["CHART", "COMMITTED", "OUT", "bench_folder", "run", "say"]
+__all__ = ["CHART", "COMMITTED", "GROWN", "OUT", "bench_folder", "run", "say", "write_between"]
 
 OUT: Final = ROOT / "bench-out"
 #: The last full run, which the quick one is held against and the README quotes.
 COMMITTED: Final = ROOT / "tests" / "bench" / "bench.json"
+#: The last full growth run, which deploy/CAPACITY.md is fitted to.
+GROWN: Final = ROOT / "tests" / "bench" / "growth.json"
 CHART: Final = ROOT / "deploy" / "bench.png"
 
 
@@ -45,6 +47,19 @@ def bench_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_between(name: str, mark: str, text: str) -> int:
+    """Replace what stands between `<!-- mark -->` and `<!-- /mark -->` in the document `name`; the exit code."""
+    path = ROOT / name
+    start, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, found, rest = path.read_text().partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        print(f"{name} has no {start} … {end} to write into", file=sys.stderr)
+        return 1
+    path.write_text(f"{before}{start}\n{text}\n{end}{after}")
+    return 0
 
 
 def say(what: str) -> None:
