@@ -103,7 +103,7 @@ def _extrapolated(costs: _Costs, wish: _Wish) -> list[str]:
     return [
         f"{wish.known:,} known users, {wish.active:,} of them active at once, each reading a page every "
         f"{1 / wish.reads_per_active_s:g} s ({wish.active * wish.reads_per_active_s:,.0f} reads/s), on nodes of "
-        f"{wish.cores} cores, {wish.memory_gb} GB and {wish.disk_gb} GB of disk; {wish.used:.0%} of each is planned with:",
+        f"{wish.cores} cores, {wish.memory_gb} GB and {wish.disk_gb} GB of disk, each used to {wish.used:.0%}:",
         "",
         "| needs | in all | nodes |",
         "|---|---|---|",

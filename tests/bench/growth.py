@@ -74,8 +74,7 @@ def _growth(plan: _Plan) -> int:
     for name, text in machine.items():
         print(f"{name + ':':<13}{text}")
     for curve in curves:
-        print(f"{curve.name}, {curve.y_label} over {curve.x_label}: {curve.law}")
-        print("    " + "   ".join(f"{x:,.0f}: {y:,.4g}" for x, y in curve.points.items()))
+        print(_text(curve))
     print(f"{full_house.name}: {full_house.value_text} {full_house.unit}, goal {full_house.goal} {full_house.verdict}")
     print(f"growth in {time.monotonic() - started:.0f} s")
     OUT.mkdir(exist_ok=True)
@@ -103,14 +102,14 @@ def _measure(folder: Path, stack: ExitStack, plan: _Plan) -> tuple[list[Curve], 
     say(f"making {len(active):,} users of {_ROWS} images by SQL")
     uvloop.run(add_users(primary_url, active, images=_ROWS, like=_USER))
 
-    curves = grow_page(instance, wrk, _USER, plan.limits, round_s=plan.round_s, say=say)
-    curves += grow_images(instance, primary_url, _USER, plan.images, say=say)
+    curves = _told(grow_page(instance, wrk, _USER, plan.limits, round_s=plan.round_s, say=say))
+    curves += _told(grow_images(instance, primary_url, _USER, plan.images, say=say))
     say("starting again, with no replica open")
     instance.stop()
     instance.start()
-    curves += grow_active(instance, active, plan.active, say=say)
-    curves += _known(instance, folder, active, plan)
-    curves += _layouts(instance, wrk, active[:_READERS], plan)
+    curves += _told(grow_active(instance, active, plan.active, say=say))
+    curves += _told(_known(instance, folder, active, plan))
+    curves += _told(_layouts(instance, wrk, active[:_READERS], plan))
 
     say(f"{plan.full_house:,} active of {max(plan.known):,} known users over 2 hosts")
     instance.stop()
@@ -119,6 +118,18 @@ def _measure(folder: Path, stack: ExitStack, plan: _Plan) -> tuple[list[Curve], 
     name = f"PSS of everything, {plan.full_house:,} active of {max(plan.known):,} known users over 2 hosts"
     full_house = Line("memory", name, "MB", [pss_mb(instance)], at_most(_PSS_GOAL_MB))
     return curves, full_house, machine
+
+
+def _told(curves: list[Curve]) -> list[Curve]:
+    """The same curves, said at once: a run is long, and what comes later may fail."""
+    for curve in curves:
+        say(_text(curve))
+    return curves
+
+
+def _text(curve: Curve) -> str:
+    points = "   ".join(f"{x:,.0f}: {y:,.4g}" for x, y in curve.points.items())
+    return f"{curve.name}, {curve.y_label} over {curve.x_label}: {curve.law}\n    {points}"
 
 
 def _known(instance: Instance, folder: Path, active: list[str], plan: _Plan) -> list[Curve]:

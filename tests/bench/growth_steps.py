@@ -28,9 +28,9 @@ Say = Callable[[str], None]
 
 _CONNECTIONS: Final = 32
 _VARIANTS: Final = 40_000
-_SAMPLES: Final = 12
+_SAMPLES: Final = 10
 _AT_ONCE: Final = 16
-_WATCH_S: Final = 8.0
+_WATCH_S: Final = 5.0
 
 
 def grow_page(instance: Instance, wrk: Wrk, user: str, limits: Sequence[int], *, round_s: int, say: Say) -> list[Curve]:
