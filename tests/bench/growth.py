@@ -40,6 +40,7 @@ _CHART: Final = Path(__file__).parents[2] / "deploy" / "growth.png"
 _ROWS: Final = 10
 _READERS: Final = 100
 _IDLE_S: Final = 900
+_HOST_MB: Final = 8192
 _PSS_GOAL_MB: Final = 3000
 
 
@@ -95,6 +96,7 @@ def _measure(folder: Path, stack: ExitStack, plan: _Plan) -> tuple[list[Curve], 
     say("starting on a fresh folder")
     instance.start()
     instance.set("host_idle_s", str(_IDLE_S))
+    instance.set("host_memory_mb", str(_HOST_MB))  # its default would close some of ten thousand
     instance.import_gallery(_USER, images=max(plan.limits) + 10)
     primary_url = instance.primary_url()
     machine = describe(postgres=uvloop.run(server_version(primary_url)))

@@ -12,7 +12,7 @@ from typing import Final
 import uvloop
 
 from actors.folder import ReplicaFolder
-from tests.bench.client import Target, activate, bearer
+from tests.bench.client import Target, activate, bearer, scrape
 from tests.bench.curves import Curve
 from tests.bench.instance import Instance
 from tests.bench.load import Load, Requests, Wrk
@@ -87,6 +87,9 @@ def grow_active(
         targets = [Target(f"/internal/users/{user}/images", bearer(service)) for user in users[done:step]]
         uvloop.run(activate(instance.url, targets, at_once=_AT_ONCE, timeout_s=120.0))
         done = step
+        there = uvloop.run(scrape(instance.url)).value("peruse_host_active")
+        if there < 0.95 * step:  # a host that is at its bound closes some again
+            raise BenchError(f"{there:.0f} replicas are open for {step} users")
         memory_mb[step] = pss_mb(instance, only_hosts=True, hosts=hosts)
         host_ms[step], primary_ms[step] = _idle(instance, hosts)
     x = "active users"
