@@ -71,6 +71,14 @@ def curves(path: Path, title: str, of: Sequence[tuple[str, str, Mapping[str, Map
             axis.plot(list(points), list(points.values()), marker="o", markersize=4, linewidth=1.4, label=name)
         axis.set_xscale("log")
         axis.set_yscale("log")
+        values = [value for points in panel.values() for value in points.values()]
+        middle = (min(values) * max(values)) ** 0.5
+        # At least two decades high, so that what is flat looks flat.
+        axis.set_ylim(min(min(values) / 1.5, middle / 10), max(max(values) * 1.5, middle * 10))
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+            side.set_minor_formatter(lambda *_: "")
+        axis.set_xticks(list(next(iter(panel.values()))))
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         axis.grid(visible=True, which="major", color="#e6e9ed", linewidth=0.7)
