@@ -1,9 +1,9 @@
-# make run | test | check | faults | mutants | bench | bench-quick | lock
+# make run | test | check | faults | mutants | bench | bench-quick | bench-peers | bench-growth | bench-readme | lock
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= .peruse
 
-.PHONY: run test check faults faults-quick mutants bench bench-quick lock clean
+.PHONY: run test check faults faults-quick mutants bench bench-quick bench-peers bench-growth bench-readme lock clean
 
 run: .venv/installed
 	$(BIN)/peruse serve --data $(DATA)
@@ -30,8 +30,21 @@ mutants: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m tests.bench
 
+# Held against the last full run: fails when a ratio fell by more than 15 %.
 bench-quick: .venv/installed
 	$(BIN)/python -m tests.bench --quick
+
+# What the peers need and no run installs by itself, into bench-out/peers; says what is left to do as root.
+bench-peers: .venv/installed
+	$(BIN)/python -m tests.bench.peers.needs
+
+bench-growth: .venv/installed
+	$(BIN)/python -m tests.bench.growth
+
+# The README's table and the figures of deploy/CAPACITY.md, from the last full runs.
+bench-readme: .venv/installed
+	$(BIN)/python -m tests.bench.readme
+	$(BIN)/python -m tests.bench.capacity
 
 # Everything with hashes, then ourselves; the stamp is written last, so that a broken install is done again.
 .venv/installed: requirements.lock pyproject.toml

@@ -37,6 +37,11 @@ SCHEMA: Final = "\n".join(
         *(_table(kind) for kind in FILTERS),
         # Partial, as the gallery and the trash are two lists that are never read together.
         "create index images_gallery on images (created_at, id) where trashed_at is null;",
+        # One per filter, in the order of the page: without them a rare match is looked for in the whole gallery.
+        *(
+            f"create index images_{name} on images ({name}, created_at, id) where trashed_at is null;"
+            for name in ("starred", "visibility", "model")
+        ),
         "create index images_trash on images (created_at, id) where trashed_at is not null;",
         "create index jobs_history on jobs (created_at, id);",
         "create index references_list on reference_images (created_at, id);",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -40,10 +43,11 @@ class Instance:
         self._importing: Process | None = None
         self.url = ""
 
-    def start(self) -> float:
+    def start(self, *, hosts: int = 1, gateways: int = 1) -> float:
         """Start it; answers the seconds from the command to its line `ready`."""
         started = time.monotonic()
-        command = [*_PERUSE, "serve", "--data", str(self.data), "--port", "0", "--hosts", "1", "--gateways", "1"]
+        counts = ["--hosts", str(hosts), "--gateways", str(gateways)]
+        command = [*_PERUSE, "serve", "--data", str(self.data), "--port", "0", *counts]
         self._serve = Process("peruse serve", command, log=self._log)
         self.url = self._serve.wait_line("ready ", timeout_s=120)
         return time.monotonic() - started
@@ -54,6 +58,22 @@ class Instance:
             if process is not None:
                 process.stop()
         self._importing = self._serve = None
+
+    def start_gateway(self, stack: ExitStack, environment: Mapping[str, str]) -> tuple[str, int]:
+        """One gateway more, with settings of its own, until `stack` ends; answers its URL and pid."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [*_PERUSE, "gateway", "--data", str(self.data), "--port", str(port), "--index", "9"]
+        gateway = Process("peruse gateway", command, log=self._log, environment=environment)
+        stack.callback(gateway.stop)
+
+        def listens() -> bool:
+            with socket.socket() as attempt:
+                return attempt.connect_ex(("127.0.0.1", port)) == 0
+
+        gateway.wait_until(listens, what=f"listen on port {port}")
+        return f"http://127.0.0.1:{port}", gateway.pid
 
     def import_gallery(self, user: str, *, images: int) -> Import:
         """`peruse import` of the first `images` prompts, at the command's own size of 512 px."""
@@ -77,12 +97,21 @@ class Instance:
         """Keep a setting; it counts from the next start."""
         self._ask("config", "set", name, value)
 
-    def gateway_pid(self) -> int:
-        return int((self.data / "run" / "gateway-0.pid").read_text().split()[0])
+    def serve_pid(self) -> int:
+        assert self._serve is not None
+        return self._serve.pid
 
-    def host_pid(self) -> int:
+    def gateway_pid(self, index: int = 0) -> int:
+        return int((self.data / "run" / f"gateway-{index}.pid").read_text().split()[0])
+
+    def host_pid(self, slot: int = 0) -> int:
         """The host runs inside one of Ray's workers: known by the log that it has open."""
-        return holder_of(self.data / "logs" / "host-0.log")
+        return holder_of(self.data / "logs" / f"host-{slot}.log")
+
+    def postmaster_pid(self) -> int:
+        """The embedded Postgres."""
+        (file,) = self.data.glob("**/postmaster.pid")
+        return int(file.read_text().split()[0])
 
     def _ask(self, *command: str) -> str:
         answer = subprocess.run(

@@ -5,21 +5,33 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.bench.result import BenchError
 
-__all__ = ["Load", "Wrk"]
+__all__ = ["Load", "Requests", "Wrk"]
 
-#: Requests are made before the clock runs. For one reader wrk sends its own static one, which costs it no Lua.
+#: Requests are made before the clock runs. A single one wrk sends by itself, which costs it no Lua.
 _SCRIPT: Final = """
 local requests, sent = {}, 0
+local function add(line, id)
+  local fields = {}
+  for field in line:gmatch("[^\\t]+") do fields[#fields + 1] = field end
+  for n = 2, #fields do
+    local name, value = fields[n]:match("^([^:]+): (.*)$")
+    wrk.headers[name] = value
+  end
+  wrk.headers["X-Request-Id"] = id
+  wrk.path = fields[1]
+  requests[#requests + 1] = wrk.format("GET")
+end
 function init(arguments)
-  for token in io.lines(arguments[1]) do
-    wrk.headers["Authorization"] = "Bearer " .. token
-    requests[#requests + 1] = wrk.format("GET")
+  local variants = tonumber(arguments[2])
+  for line in io.lines(arguments[1]) do
+    if variants == 0 then add(line) end
+    for n = 1, variants do add(line, string.format("bench-%06d", n)) end
   end
   if #requests > 1 then
     function request()
@@ -30,24 +42,33 @@ function init(arguments)
 end
 function done(summary, latency, _)
   local e = summary.errors
-  io.write(string.format("totals %d %d %d %d %d\\n", summary.requests, summary.duration,
+  io.write(string.format("totals %d %d %d %d %d %d\\n", summary.requests, summary.duration, summary.bytes,
     latency:percentile(50), latency:percentile(99), e.connect + e.read + e.write + e.status + e.timeout))
 end
 """
-_TOTALS: Final = re.compile(r"^totals (\d+) (\d+) (\d+) (\d+) (\d+)$", re.MULTILINE)
+_TOTALS: Final = re.compile(r"^totals (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)$", re.MULTILINE)
 
 
 class Load(NamedTuple):
-    """What one round of wrk saw."""
+    """What one round of wrk saw. `bytes_each`: head and body of one reply."""
 
     requests: int
     reads_per_s: float
     p50_ms: float
     p99_ms: float
+    bytes_each: float
+
+
+class Requests(NamedTuple):
+    """What to ask for, in turn. With `variants` each is sent in that many forms, which differ in their request id:
+    so no two requests are alike byte for byte until all have been sent."""
+
+    file: Path
+    variants: int = 0
 
 
 class Wrk:
-    """Runs wrk with its script and the readers' tokens in `folder`."""
+    """Runs wrk with its script and the readers' requests in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         path = shutil.which("wrk")
@@ -58,27 +79,32 @@ class Wrk:
         self._script = folder / "wrk.lua"
         self._script.write_text(_SCRIPT)
 
-    def tokens(self, name: str, tokens: Sequence[str]) -> Path:
-        """Keep tokens of readers, who read in turn, for `run`."""
-        path = self._folder / f"{name}.tokens"
-        path.write_text("".join(f"{token}\n" for token in tokens))
-        path.chmod(0o600)
-        return path
+    def requests(self, name: str, requests: Sequence[tuple[str, Mapping[str, str]]], *, variants: int = 0) -> Requests:
+        """Keep requests, each a path and its headers, for `run`."""
+        lines = [
+            "\t".join([path, *(f"{key}: {value}" for key, value in headers.items())]) for path, headers in requests
+        ]
+        file = self._folder / f"{name}.requests"
+        file.touch(mode=0o600)
+        file.write_text("\n".join(lines) + "\n")
+        return Requests(file, variants)
 
-    def run(self, url: str, tokens: Path, *, connections: int, duration_s: int) -> Load:
-        """One round: one thread of wrk, `connections` kept open, each with one read under way.
+    def run(self, url: str, requests: Requests, *, connections: int, duration_s: int) -> Load:
+        """One round: one thread of wrk, `connections` kept open, each with one read under way. Of `url` only the
+        origin counts.
 
         Raises:
             BenchError: a read failed or was refused: then the rest is not what it seems.
         """
         command = [self._wrk, "-t1", f"-c{connections}", f"-d{duration_s}s", "-s", str(self._script), url]
         done = subprocess.run(
-            [*command, "--", str(tokens)], capture_output=True, text=True, timeout=duration_s + 30, check=False
-        )
+            [*command, "--", str(requests.file), str(requests.variants)],
+            capture_output=True, text=True, timeout=duration_s + 30, check=False,
+        )  # fmt: skip
         match = _TOTALS.search(done.stdout)
         if done.returncode or match is None:
             raise BenchError(f"wrk on {url} failed: {(done.stderr or done.stdout).strip()[-500:]}")
-        requests, duration_us, p50_us, p99_us, errors = (int(number) for number in match.groups())
-        if errors or not requests:
-            raise BenchError(f"wrk on {url}: {errors} of {requests} reads failed, expected none")
-        return Load(requests, requests / duration_us * 1e6, p50_us / 1000, p99_us / 1000)
+        count, duration_us, received, p50_us, p99_us, errors = (int(number) for number in match.groups())
+        if errors or not count:
+            raise BenchError(f"wrk on {url}: {errors} of {count} reads failed, expected none")
+        return Load(count, count / duration_us * 1e6, p50_us / 1000, p99_us / 1000, received / count)

@@ -54,7 +54,8 @@ async def measure_memory(
         raise BenchError(f"{active:.0f} replicas are open for {len(users)} users")
     note = f"{len(users):,} users of 50 images, {_AT_ONCE} readers at once, seeds included"
     return [
-        Line(_SECTION, "resident memory per active user", "KB", [grown / active / 1000], at_most(250)),
+        Line(_SECTION, "resident memory per active user", "KB", [grown / active / 1000], at_most(250),
+             key="memory_user_kb"),
         Line(_SECTION, "  of which the kept page", "KB", [kept / active / 1000]),
         Line(_SECTION, "the host in all", "MB", [after.value(_RESIDENT) / 1e6],
              note=f"{active:,.0f} users active, files of {known_users:,}"),

@@ -13,8 +13,11 @@ class Plan(NamedTuple):
     name: str
     rounds: int
     round_s: int
+    ray_rounds: int
     latency_rounds: int
     latency_s: int
+    open_runs: int
+    open_s: float
     rotating_users: int
     writes: int
     reads_after_write: int
@@ -23,19 +26,25 @@ class Plan(NamedTuple):
     waits: int
     seeds: int
     cold_users: int
+    large_rows: int
+    page_samples: int
     active_users: int
     known_users: int
+    zipf_rounds: int
+    zipf_s: int
     imported: int
     streams: int
 
 
 FULL: Final = Plan(
-    "full", rounds=5, round_s=4, latency_rounds=3, latency_s=3, rotating_users=200, writes=300,
-    reads_after_write=200, runs=5, arrivals=1000, waits=200, seeds=40, cold_users=5, active_users=5000,
-    known_users=20_000, imported=500, streams=5000,
+    "full", rounds=5, round_s=2, ray_rounds=3, latency_rounds=3, latency_s=1, open_runs=5, open_s=2.0,
+    rotating_users=200, writes=200, reads_after_write=100, runs=5, arrivals=1000, waits=200, seeds=30, cold_users=4,
+    large_rows=100_000, page_samples=30, active_users=5000, known_users=20_000, zipf_rounds=3, zipf_s=4, imported=500,
+    streams=5000,
 )  # fmt: skip
 QUICK: Final = Plan(
-    "quick", rounds=3, round_s=2, latency_rounds=3, latency_s=1, rotating_users=200, writes=300,
-    reads_after_write=50, runs=5, arrivals=400, waits=100, seeds=20, cold_users=3, active_users=400,
-    known_users=2000, imported=150, streams=1000,
+    "quick", rounds=3, round_s=1, ray_rounds=1, latency_rounds=1, latency_s=1, open_runs=1, open_s=1.0,
+    rotating_users=200, writes=100, reads_after_write=30, runs=3, arrivals=400, waits=60, seeds=20, cold_users=2,
+    large_rows=10_000, page_samples=10, active_users=400, known_users=2000, zipf_rounds=2, zipf_s=2, imported=150,
+    streams=1000,
 )  # fmt: skip

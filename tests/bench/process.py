@@ -10,13 +10,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from tests.bench.result import BenchError
 
-__all__ = ["ROOT", "Process", "cpu_s", "holder_of"]
+__all__ = ["ROOT", "Process", "cpu_s", "holder_of", "pss_bytes", "tree"]
 
 ROOT: Final = Path(__file__).parents[2]
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
@@ -70,6 +70,18 @@ class Process:
             if line.startswith(prefix):
                 return line.removeprefix(prefix).strip()
 
+    def wait_until(self, is_so: Callable[[], bool], *, what: str, timeout_s: float = 30.0) -> None:
+        """Return when `is_so`, for programs that say nothing.
+
+        Raises:
+            BenchError: it ended or took longer.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not is_so():
+            if self._popen.poll() is not None or time.monotonic() > deadline:
+                raise BenchError(f"{self.name} did not {what} within {timeout_s:g} s{self._last()}")
+            time.sleep(0.02)
+
     def stop(self, *, timeout_s: float = 15.0) -> None:
         """SIGTERM, then SIGKILL; returns when it has ended. Nothing happens the second time."""
         if self._popen.poll() is None:
@@ -101,6 +113,32 @@ def cpu_s(pid: int) -> float:
     """Processor time of a process and all its threads, user and system, in steps of 10 ms."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def tree(roots: Iterable[int]) -> set[int]:
+    """The processes `roots` with all their descendants."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it ended
+        children.setdefault(parent, []).append(int(stat.parts[2]))
+    found, waiting = set(), list(roots)
+    while waiting:
+        pid = waiting.pop()
+        if pid not in found:
+            found.add(pid)
+            waiting += children.get(pid, ())
+    return found
+
+
+def pss_bytes(pid: int) -> int:
+    """Memory of a process, with its share of what it has in common with others."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise BenchError(f"/proc/{pid}/smaps_rollup tells no Pss")
 
 
 def holder_of(path: Path) -> int:

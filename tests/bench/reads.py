@@ -1,38 +1,42 @@
-"""The hot read: 50 images of one gallery, against a bare handler and against Postgres, in turn."""
+"""The hot read: 50 images of one gallery, by Peruse in several ways and by its peers, in turn."""
 
 from __future__ import annotations
 
-import json
-import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import uvloop
 
 from tests.bench.client import Target, activate, bearer, scrape
 from tests.bench.instance import Instance
-from tests.bench.load import Load, Wrk
-from tests.bench.peers import PRIMARY_VARIABLE
+from tests.bench.load import Load, Requests, Wrk
+from tests.bench.openloop import measure_open_loop
+from tests.bench.peers.systems import PEERS, RAY_PEERS, Bed, Peer, System, check_same_images
 from tests.bench.plan import Plan
-from tests.bench.process import Process, cpu_s
-from tests.bench.result import BenchError, Line, at_least
+from tests.bench.process import cpu_s, pss_bytes, tree
+from tests.bench.result import BenchError, Line
+from tests.bench.standings import Sample, Standings
 
 __all__ = ["PATH", "ReadBench"]
 
 PATH: Final = "/api/images"
 _CONNECTIONS: Final = 32
-_SECTION: Final = "hot read"
+#: More than a gateway remembers (gateway/repeats.py), so that none is recognised by its bytes.
+_VARIANTS: Final = 40_000
 
 
-class _Round(NamedTuple):
-    """One round through Peruse, with what it cost there."""
+class _Contender(NamedTuple):
+    """Somebody who answers reads. `parts` are pids whose CPU is counted apart, by name; `is_ours`: has /metrics."""
 
-    load: Load
-    gateway_us: float
-    host_us: float
+    key: str
+    label: str
+    url: str
+    requests: Requests
+    parts: Mapping[str, Sequence[int]]
+    is_ours: bool = False
 
 
 class ReadBench:
@@ -48,128 +52,126 @@ class ReadBench:
 
     def measure(self, user: str, token: str, rotating: list[str]) -> list[Line]:
         """Lines of the section. `rotating` are tokens of as many users, who read in turn."""
-        own, many = self._wrk.tokens("one", [token]), self._wrk.tokens("many", rotating)
-        url = self._instance.url + PATH
         uvloop.run(activate(self._instance.url, [Target(PATH, bearer(t)) for t in (token, *rotating)]))
-        page = get(url, token)
-        with ExitStack() as stack:
-            (bare, bare_pid), (postgres, _) = self._start_peers(stack, user, page)
-            check_same_images(page, get(postgres, token))
-            loads: dict[str, list[Load]] = {"bare": [], "postgres": []}
-            rounds: dict[str, list[_Round]] = {"one": [], "many": []}
-            bare_us: list[float] = []
-            for number in range(1, self._plan.rounds + 1):
-                self._say(f"hot read: round {number} of {self._plan.rounds}")
-                before_s = cpu_s(bare_pid)
-                loads["bare"].append(self._load(bare, own))
-                bare_us.append((cpu_s(bare_pid) - before_s) / loads["bare"][-1].requests * 1e6)
-                rounds["one"].append(self._round(url, own))
-                loads["postgres"].append(self._load(postgres, own))
-                rounds["many"].append(self._round(url, many))
-            latencies = self._latencies({"bare": bare, "peruse": url, "postgres": postgres}, own)
-        return [
-            *_throughput(loads, rounds, len(page), len(rotating)),
-            *_latency(latencies),
-            *_cost(rounds["one"], bare_us),
-        ]
-
-    def _start_peers(self, stack: ExitStack, user: str, page: bytes) -> tuple[tuple[str, int], tuple[str, int]]:
-        """URL and pid of the bare handler, and of the one that asks Postgres."""
+        page, etag = get(self._instance.url + PATH, token)
         file = self._folder / "page.json"
         file.write_bytes(page)
-        environment = {PRIMARY_VARIABLE: self._instance.primary_url()}
-        peers = []
-        for kind, argument in (("bare", str(file)), ("postgres", user)):
-            command = [sys.executable, "-m", "tests.bench.peers", kind, argument]
-            peer = Process(f"peer {kind}", command, log=self._folder / "peers.log", environment=environment)
-            stack.callback(peer.stop)
-            peers.append((peer.wait_line("ready ", timeout_s=30) + PATH, peer.pid))
-        return peers[0], peers[1]
+        standings = Standings(page_bytes=len(page), users=len(rotating), connections=_CONNECTIONS)
+        with ExitStack() as stack:
+            postmaster = self._instance.postmaster_pid()
+            bed = Bed(file, user, self._instance.primary_url(), postmaster, stack)
+            ours = self._ours(stack, token, rotating, etag)
+            peers = self._peers(bed, PEERS, token, standings)
+            check_same_images(page, get(_url_of(peers, "postgres"), token)[0])
+            self._rounds([*ours, *peers, self._varied(peers[0], token)], standings)
+            self._latencies([ours[0], *peers], standings)
+            urls = {"peruse": self._instance.url, "bare": peers[0].url}
+            loops = measure_open_loop(urls, PATH, token, self._plan, say=self._say)
+        actor_pss = self._on_ray(Bed(file, user, "", 0, ExitStack()), ours[0], token, standings)
+        return [*standings.lines(), *loops, *actor_pss]
 
-    def _load(self, url: str, tokens: Path) -> Load:
-        return self._wrk.run(url, tokens, connections=_CONNECTIONS, duration_s=self._plan.round_s)
+    def _ours(self, stack: ExitStack, token: str, rotating: Sequence[str], etag: str) -> list[_Contender]:
+        """Peruse: as it is, with requests that differ, many users, unchanged pages, and without zero-hop."""
+        url, one = self._instance.url, [(PATH, bearer(token))]
+        many = [(PATH, bearer(each)) for each in rotating]
+        unchanged = [(PATH, {**bearer(token), "If-None-Match": etag})]
+        parts = {"gateway": [self._gateway], "host": [self._host]}
+        wire_url, wire_pid = self._instance.start_gateway(stack, {"PERUSE_ZERO_HOP": "0"})
+        uvloop.run(activate(wire_url, [Target(PATH, bearer(token))]))
+        requests = self._wrk.requests
+        return [
+            _Contender("peruse", "Peruse, one user, repeated", url, requests("one", one), parts, True),
+            _Contender("varied", "Peruse, one user, varied requests", url,
+                       requests("varied", one, variants=_VARIANTS), parts, True),
+            _Contender("many", f"Peruse, {len(many)} users in turn", url, requests("many", many), parts, True),
+            _Contender("unchanged", "Peruse, 304", url, requests("unchanged", unchanged), parts, True),
+            _Contender("wire", "Peruse over the wire (no zero-hop)", wire_url, requests("one", one),
+                       {"gateway": [wire_pid], "host": [self._host]}, True),
+        ]  # fmt: skip
 
-    def _round(self, url: str, tokens: Path) -> _Round:
-        before, started = uvloop.run(scrape(self._instance.url)), (cpu_s(self._gateway), cpu_s(self._host))
-        load = self._load(url, tokens)
-        gateway_s, host_s = cpu_s(self._gateway) - started[0], cpu_s(self._host) - started[1]
-        after = uvloop.run(scrape(self._instance.url))
-        total, replica = (
-            after.value("peruse_reads_total", **only) - before.value("peruse_reads_total", **only)
-            for only in ({}, {"source": "replica"})
-        )
-        # wrk's own count, held against the server's: the last answers may be on their way when wrk ends.
-        if abs(total - load.requests) > 0.01 * load.requests + _CONNECTIONS:
-            raise BenchError(f"wrk counted {load.requests} reads and the gateway {total:.0f}, expected the same")
-        if replica < 0.99 * total:
-            raise BenchError(f"replicas answered {replica:.0f} of {total:.0f} reads, expected at least 99 of 100")
-        return _Round(load, gateway_s / load.requests * 1e6, host_s / load.requests * 1e6)
+    def _peers(self, bed: Bed, peers: Sequence[Peer], token: str, standings: Standings) -> list[_Contender]:
+        """Those that could be started; the others are noted as missing, with the reason."""
+        started = []
+        for peer in peers:
+            self._say(f"starting {peer.label}")
+            try:
+                started.append(self._contender(peer, peer.start(bed), token))
+            except BenchError as error:
+                standings.missing(peer.key, peer.label, str(error))
+        return started
 
-    def _latencies(self, urls: dict[str, str], tokens: Path) -> dict[str, list[Load]]:
-        loads: dict[str, list[Load]] = {name: [] for name in urls}
+    def _contender(self, peer: Peer, system: System, token: str) -> _Contender:
+        path = "/" + system.url.split("/", 3)[3]
+        requests = self._wrk.requests(peer.key, [(path, bearer(token))])
+        return _Contender(peer.key, peer.label, system.url, requests, {"": sorted(tree(system.roots))})
+
+    def _varied(self, bare: _Contender, token: str) -> _Contender:
+        requests = self._wrk.requests("bare_varied", [(PATH, bearer(token))], variants=_VARIANTS)
+        return bare._replace(key="bare_varied", label="bare aiohttp, varied requests", requests=requests)
+
+    def _rounds(self, contenders: Sequence[_Contender], standings: Standings) -> None:
+        for number in range(1, self._plan.rounds + 1):
+            self._say(f"hot read: round {number} of {self._plan.rounds}, {len(contenders)} contenders")
+            for contender in contenders:
+                standings.add(contender.key, contender.label, self._sample(contender))
+
+    def _sample(self, contender: _Contender) -> Sample:
+        before = uvloop.run(scrape(contender.url)) if contender.is_ours else None
+        started = {name: sum(map(cpu_s, pids)) for name, pids in contender.parts.items()}
+        load = self._wrk.run(contender.url, contender.requests, connections=_CONNECTIONS, duration_s=self._plan.round_s)
+        cpu_us = {
+            name: (sum(map(cpu_s, pids)) - started[name]) / load.requests * 1e6
+            for name, pids in contender.parts.items()
+        }
+        if before is not None:
+            after = uvloop.run(scrape(contender.url))
+            _check_counts(load, *(after.value("peruse_reads_total", **only) - before.value("peruse_reads_total", **only)
+                                  for only in ({}, {"source": "replica"})))  # fmt: skip
+        if contender.key == "unchanged" and load.bytes_each > 1024:
+            raise BenchError(f"a 304 has {load.bytes_each:.0f} bytes, expected a head and no body")
+        return Sample(load, cpu_us)
+
+    def _latencies(self, contenders: Sequence[_Contender], standings: Standings) -> None:
         for number in range(1, self._plan.latency_rounds + 1):
             self._say(f"one read at a time: round {number} of {self._plan.latency_rounds}")
-            for name, url in urls.items():
-                loads[name].append(self._wrk.run(url, tokens, connections=1, duration_s=self._plan.latency_s))
-        return loads
+            for one in contenders:
+                load = self._wrk.run(one.url, one.requests, connections=1, duration_s=self._plan.latency_s)
+                standings.add_latency(one.key, load.p50_ms * 1000)
+
+    def _on_ray(self, bed: Bed, ours: _Contender, token: str, standings: Standings) -> list[Line]:
+        """Each Ray peer alone with Peruse, in turn; and what a process for one user takes."""
+        lines = []
+        for peer in RAY_PEERS:
+            self._say(f"starting {peer.label}")
+            with ExitStack() as stack:
+                try:
+                    system = peer.start(bed._replace(stack=stack))
+                except BenchError as error:
+                    standings.missing(peer.key, peer.label, str(error))
+                    continue
+                theirs = self._contender(peer, system, token)
+                for _ in range(self._plan.ray_rounds):
+                    beside = self._sample(ours)
+                    standings.add(peer.key, peer.label, self._sample(theirs), beside=beside)
+                if system.one_user_pid:
+                    pss_mb = pss_bytes(system.one_user_pid) / 1e6
+                    lines.append(Line("memory", "one Ray actor, PSS", "MB", [pss_mb], key="actor_pss_mb"))
+        return lines
 
 
-def get(url: str, token: str) -> bytes:
-    """The body of one read."""
+def get(url: str, token: str) -> tuple[bytes, str]:
+    """The body of one read, and its ETag; empty when it has none."""
     with urllib.request.urlopen(urllib.request.Request(url, headers=bearer(token)), timeout=10) as answer:
-        return bytes(answer.read())
+        return bytes(answer.read()), answer.headers["ETag"] or ""
 
 
-def check_same_images(ours: bytes, theirs: bytes) -> None:
-    """Raises BenchError when two pages do not hold the same documents."""
-    mine, other = (_documents(body) for body in (ours, theirs))
-    if mine != other:
-        differing = sum(a != b for a, b in zip(mine, other, strict=False))
-        raise BenchError(f"the peer's page differs: {len(other)} images for {len(mine)}, {differing} of them not equal")
+def _url_of(contenders: Sequence[_Contender], key: str) -> str:
+    return next(one.url for one in contenders if one.key == key)
 
 
-def _documents(body: bytes) -> list[Any]:
-    images: list[Any] = json.loads(body)["images"]
-    return images
-
-
-def _throughput(
-    loads: dict[str, list[Load]], rounds: dict[str, list[_Round]], page_bytes: int, users: int
-) -> list[Line]:
-    rates = {name: [load.reads_per_s for load in taken] for name, taken in loads.items()}
-    rates |= {name: [taken.load.reads_per_s for taken in of] for name, of in rounds.items()}
-    to_bare = [ours / theirs for ours, theirs in zip(rates["one"], rates["bare"], strict=True)]
-    to_postgres = [ours / theirs for ours, theirs in zip(rates["one"], rates["postgres"], strict=True)]
-    p99 = [taken.load.p99_ms for taken in rounds["one"]]
-    size = f"a page of {page_bytes:,} bytes"
-    return [
-        Line(_SECTION, "peruse, one user", "reads/s", rates["one"], note=size, key="rps_peruse"),
-        Line(_SECTION, f"peruse, {users} users in turn", "reads/s", rates["many"], key="rps_many"),
-        Line(_SECTION, "bare aiohttp handler, same bytes", "reads/s", rates["bare"], key="rps_bare"),
-        Line(_SECTION, "aiohttp + Postgres, one json_agg", "reads/s", rates["postgres"], key="rps_postgres"),
-        Line(_SECTION, "peruse to bare aiohttp", "×", to_bare, at_least(0.7), "of the same round"),
-        Line(_SECTION, "peruse to aiohttp + Postgres", "×", to_postgres, at_least(3), "of the same round"),
-        Line(_SECTION, f"p99 with {_CONNECTIONS} at once, peruse", "ms", p99),
-    ]  # fmt: skip
-
-
-def _latency(loads: dict[str, list[Load]]) -> list[Line]:
-    names = {"peruse": "peruse", "bare": "bare aiohttp", "postgres": "aiohttp + Postgres"}
-    return [
-        Line(
-            _SECTION,
-            f"p50 one at a time, {text}",
-            "µs",
-            [load.p50_ms * 1000 for load in loads[name]],
-            key=f"p50_{name}",
-        )
-        for name, text in names.items()
-    ]
-
-
-def _cost(rounds: list[_Round], bare_us: list[float]) -> list[Line]:
-    return [
-        Line(_SECTION, "CPU per read, gateway", "µs", [taken.gateway_us for taken in rounds], note="user and system"),
-        Line(_SECTION, "CPU per read, host", "µs", [taken.host_us for taken in rounds], note="user and system"),
-        Line(_SECTION, "CPU per read, bare aiohttp handler", "µs", bare_us, note="user and system"),
-    ]
+def _check_counts(load: Load, total: float, replica: float) -> None:
+    """wrk's own count, held against the server's: the last answers may be on their way when wrk ends."""
+    if abs(total - load.requests) > 0.01 * load.requests + _CONNECTIONS:
+        raise BenchError(f"wrk counted {load.requests} reads and the gateway {total:.0f}, expected the same")
+    if replica < 0.99 * total:
+        raise BenchError(f"replicas answered {replica:.0f} of {total:.0f} reads, expected at least 99 of 100")

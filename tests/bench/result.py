@@ -38,7 +38,7 @@ def at_most(limit: float) -> Goal:
 
 @dataclass(frozen=True)
 class Line:
-    """One measurement; `values` are its rounds, in the order they were taken."""
+    """One measurement; `values` are its rounds, in the order taken. Without any it is missing, and `note` says why."""
 
     section: str
     name: str
@@ -49,19 +49,23 @@ class Line:
     key: str = field(default="", kw_only=True)
 
     @property
+    def is_missing(self) -> bool:
+        return not self.values
+
+    @property
     def median(self) -> float:
         return median(self.values)
 
     @property
     def verdict(self) -> str:
-        """PASS, FAIL, or empty without a goal."""
-        if self.goal is None:
+        """PASS, FAIL, or empty without a goal or values."""
+        if self.goal is None or self.is_missing:
             return ""
         return "PASS" if self.goal.is_met(self.median) else "FAIL"
 
     @property
     def value_text(self) -> str:
-        return short(self.median)
+        return "missing" if self.is_missing else short(self.median)
 
     @property
     def range_text(self) -> str:

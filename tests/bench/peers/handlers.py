@@ -1,9 +1,9 @@
-"""What the hot read is compared with: the same page, from a process of its own.
+"""Peers on aiohttp, one process each: `python -m tests.bench.peers.handlers KIND ARGUMENT`.
 
-`python -m tests.bench.peers bare FILE` answers the bytes of FILE and does nothing else: what aiohttp can do at best.
-`python -m tests.bench.peers postgres USER` asks Postgres for the page at every request, in one statement that makes
-the JSON, over a warm pool and with prepared statements. It checks no token and makes no page token, so the peer does
-less than the gateway it is held against. Its database's address comes from the environment: it may hold a password.
+bare FILE       answers the bytes of FILE and does nothing else: what aiohttp can do at best
+postgres USER   asks Postgres for the page at every request, in one statement that makes the JSON, over a warm pool and
+                with prepared statements. The database's address comes from the environment: it may hold a password
+redis FILE      gets the page from a redis-server of its own, over a Unix socket and hiredis
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
-import asyncpg
 import uvloop
 from aiohttp import web
 
-__all__ = ["PRIMARY_VARIABLE"]
+__all__ = ["PRIMARY_VARIABLE", "answer_until_told"]
 
 PRIMARY_VARIABLE: Final = "BENCH_PRIMARY_URL"
 #: Two to eight gave the same or up to a sixth less with 32 readers on two cores: the peer gets what suits it.
@@ -53,6 +52,8 @@ def bare_handler(page: bytes) -> Handler:
 
 async def postgres_handler(url: str, user: str) -> Handler:
     """Answers `user`'s newest 50 images."""
+    import asyncpg
+
     pool = await asyncpg.create_pool(
         url, min_size=_CONNECTIONS, max_size=_CONNECTIONS, max_inactive_connection_lifetime=0, reset=_keep_session
     )
@@ -70,13 +71,31 @@ async def _keep_session(connection: Any) -> None:
     """Instead of asyncpg's RESET ALL, a round trip at every release."""
 
 
-async def _serve(kind: str, argument: str) -> None:
-    if kind == "bare":
-        handler = bare_handler(Path(argument).read_bytes())
-    elif kind == "postgres":
-        handler = await postgres_handler(os.environ[PRIMARY_VARIABLE], argument)
-    else:
-        raise SystemExit(f"peer {kind!r} is neither bare nor postgres")
+async def redis_handler(page: bytes, folder: Path) -> Handler:
+    """Answers `page`, which a redis-server in `folder` holds; it ends with this process."""
+    from redis.asyncio import BlockingConnectionPool, Redis, UnixDomainSocketConnection
+
+    from tests.bench.peers.needs import tool
+    from tests.bench.process import Process
+
+    socket = folder / "redis.sock"
+    command = [tool("redis-server"), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)]
+    server = Process("redis-server", command, log=folder / "peers.log")
+    pool = BlockingConnectionPool(
+        connection_class=UnixDomainSocketConnection, path=str(socket), max_connections=_CONNECTIONS, timeout=None
+    )
+    redis = Redis(connection_pool=pool)
+    server.wait_until(socket.exists, what="open its socket")
+    await redis.set("page:ana", page)
+
+    async def handle(request: web.Request) -> web.Response:
+        return web.Response(body=await redis.get("page:ana"), content_type="application/json")
+
+    return handle
+
+
+async def answer_until_told(handler: Handler) -> None:
+    """Serve `handler` on a free port, say `ready URL`, and end with SIGTERM."""
     app = web.Application()
     app.router.add_get("/api/images", handler)
     runner = web.AppRunner(app, access_log=None)
@@ -89,6 +108,18 @@ async def _serve(kind: str, argument: str) -> None:
     print(f"ready http://127.0.0.1:{runner.addresses[0][1]}", flush=True)
     await stop.wait()
     await runner.cleanup()
+
+
+async def _serve(kind: str, argument: str) -> None:
+    if kind == "bare":
+        handler = bare_handler(Path(argument).read_bytes())
+    elif kind == "postgres":
+        handler = await postgres_handler(os.environ[PRIMARY_VARIABLE], argument)
+    elif kind == "redis":
+        handler = await redis_handler(Path(argument).read_bytes(), Path(argument).parent)
+    else:
+        raise SystemExit(f"peer {kind!r} is none of bare, postgres, redis")
+    await answer_until_told(handler)
 
 
 if __name__ == "__main__":
