@@ -1,11 +1,13 @@
 """Replicas: who holds them, how they keep up, how they are asked.
 
 client        ReplicaClient: what the gateway asks                    placement   user → host
-wire          frames, and both ends of a connection                   host        a host: the wire's other end
-activation    the replicas of a host: seeding, active, passive        folder      their files
-replica       one user's SQLite file; schema: its tables; queries: its answers
-sync          pulls and sweeps; seed: a replica from nothing
-cluster       Ray: starts hosts and keeps them                        metrics, config, errors
+membership    the hosts as a gateway knows them                       watching    whom a gateway listens to
+pages         what a gateway keeps; slots: while that is true          messages    what both ends say; wire: frames
+host          a host's life; handler: what it does with requests      cluster     Ray: starts hosts and keeps them
+replicas      the replicas of a host, as its callers see them         activation  their life; budget, seeding, janitor
+replica       one user's SQLite file; schema: its tables; queries: its answers; folder: the files
+sync          pulls and sweeps; active: an open replica; seed: a replica from nothing; watches: who hears of it
+audit         a replica against the primary                           health      the pulse of a host's own sync
 """
 
 from actors.client import Question, ReplicaClient
