@@ -9,7 +9,7 @@ run: .venv/installed
 	$(BIN)/peruse serve --data $(DATA)
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 4 --dist loadfile
 
 check: .venv/installed
 	$(BIN)/ruff check .

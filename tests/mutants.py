@@ -262,8 +262,8 @@ MUTANTS: Final = (
     Mutant(
         "a request that is known is answered whatever became of its credential",
         "gateway/repeats.py",
-        "        if identity is not repeat.identity and identity != repeat.identity:\n            return None\n",
-        "",
+        "return repeat if identity is repeat.identity or identity == repeat.identity else None",
+        "return repeat",
         (
             _REPEATS + "test_a_credential_that_is_not_good_any_more_is_not_looked_up_in_what_is_known",
             _REPEATS + "test_a_revoked_key_ends_what_was_known_with_it_within_two_seconds",
