@@ -162,8 +162,10 @@ class Primary:
                 write may have happened or not.
         """
         for attempt in range(1, _ATTEMPTS + 1):
+            has_begun = False
             try:
                 async with self.connection() as connection, connection.transaction():
+                    has_begun = True
                     result = await work(connection)
                     row = await connection.fetchrow("select epoch, version from sync_flush($1)", owner)
                 assert row is not None
@@ -172,6 +174,11 @@ class Primary:
                 if attempt == _ATTEMPTS:
                     raise PrimaryUnavailable(f"gave up after {attempt} attempts: {error}") from error
                 await asyncio.sleep(0.01 * 2**attempt * random.random())
+            except PrimaryUnavailable as error:
+                # A connection that had died in the pool: nothing was sent on it, and the next one is new.
+                if has_begun or attempt == _ATTEMPTS or not isinstance(error.__cause__, _DEAD):
+                    raise
+                await self._pool.expire_connections()
         raise AssertionError("unreachable")
 
 
