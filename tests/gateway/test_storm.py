@@ -77,7 +77,10 @@ async def test_a_thousand_cold_users_at_once_all_get_an_answer(
     assert most["peruse gateway 0 reads"] == 4
     stats = world.host.stats()
     assert stats.metrics.overloads == stats.metrics.seed_failures == stats.metrics.shed == 0
-    assert stats.seeding + stats.metrics.seeds >= USERS
+    # Whoever's question was not late at the host has a replica, or a place in the queue for one.
+    asked = sum(reply.headers["Peruse-Source"] != "primary" for _, reply in answers)
+    assert asked > USERS / 2
+    assert stats.seeding + stats.metrics.seeds >= asked
 
 
 async def test_a_host_that_only_churns_sheds_load_with_a_time_to_come_back(
