@@ -25,6 +25,7 @@ FILTERS: Final[dict[str, tuple[str, ...]]] = {
     "reference_images": ("created_at",),
     "jobs": ("state", "hidden_at", "created_at"),
     "accounts": (),
+    "usage_daily": ("day",),
 }
 
 
@@ -131,12 +132,15 @@ class _JobRow(msgspec.Struct):
     n: int
     provider: str
     model: str
+    own_key: bool
     state: str
     price_tenths: int
+    refunded_tenths: int
     cost_usd: Decimal
     duration_ms: int | None
     error_code: str | None
     error_message: str | None
+    image_ids: list[str]
     batch_id: str | None
     hidden_at: int | None
     created_at: int
@@ -158,11 +162,14 @@ class _JobDocument(msgspec.Struct):
     n: int
     provider: str
     model: str
+    own_key: bool
     state: str
     cost_credits: msgspec.Raw
+    refunded_credits: msgspec.Raw
     cost_usd: msgspec.Raw
     duration_ms: int | None
     error: _JobError | None
+    image_ids: list[str]
     batch_id: str | None
     created_at: str
     updated_at: str
@@ -174,6 +181,8 @@ class _AccountRow(msgspec.Struct):
     balance_tenths: int
     held_tenths: int
     storage_used_bytes: int
+    day_budget_tenths: int | None
+    month_budget_tenths: int | None
     updated_at: int
 
 
@@ -182,13 +191,45 @@ class _AccountDocument(msgspec.Struct):
     balance_credits: msgspec.Raw
     held_credits: msgspec.Raw
     storage_used_bytes: int
+    day_budget_credits: msgspec.Raw | None
+    month_budget_credits: msgspec.Raw | None
     updated_at: str
+
+
+class _UsageRow(msgspec.Struct):
+    id: str
+    day: str
+    generations_count: int
+    generations_success: int
+    generations_failed: int
+    generations_canceled: int
+    images_count: int
+    credits_used_tenths: int
+    cost_usd: Decimal
+    duration_ms: int
+    model_usage: dict[str, int]
+    storage_used_bytes: int
+
+
+class _UsageDocument(msgspec.Struct):
+    day: str
+    generations_count: int
+    generations_success: int
+    generations_failed: int
+    generations_canceled: int
+    images_count: int
+    credits_used: msgspec.Raw
+    cost_usd: msgspec.Raw
+    duration_ms: int
+    model_usage: dict[str, int]
+    storage_used_bytes: int
 
 
 _decode_image = msgspec.json.Decoder(_ImageRow).decode
 _decode_reference = msgspec.json.Decoder(_ReferenceRow).decode
 _decode_job = msgspec.json.Decoder(_JobRow).decode
 _decode_account = msgspec.json.Decoder(_AccountRow).decode
+_decode_usage = msgspec.json.Decoder(_UsageRow).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -206,6 +247,7 @@ class Documents:
             "reference_images": self._reference,
             "jobs": _job,
             "accounts": _account,
+            "usage_daily": _usage,
         }
         #: 31 bits that differ when the documents of the same rows would: a replica made under another is rebuilt.
         self.fingerprint = _fingerprint(self._files)
@@ -246,9 +288,9 @@ def _job(source: str | bytes) -> Row:
     r = _decode_job(source)
     error = None if r.error_code is None else _JobError(r.error_code, r.error_message or "")
     document = _JobDocument(
-        r.id, r.kind, r.prompt, r.params, r.image_size, r.watermark, r.n, r.provider, r.model, r.state,
-        _credits(r.price_tenths), msgspec.Raw(f"{r.cost_usd:f}".encode()), r.duration_ms, error, r.batch_id,
-        _time_of(r.created_at), _time_of(r.updated_at),
+        r.id, r.kind, r.prompt, r.params, r.image_size, r.watermark, r.n, r.provider, r.model, r.own_key, r.state,
+        _credits(r.price_tenths - r.refunded_tenths), _credits(r.refunded_tenths), _dollars(r.cost_usd),
+        r.duration_ms, error, r.image_ids, r.batch_id, _time_of(r.created_at), _time_of(r.updated_at),
     )  # fmt: skip
     return Row(r.id, (r.state, r.hidden_at, r.created_at), _encode(document))
 
@@ -260,9 +302,25 @@ def _account(source: str | bytes) -> Row:
         _credits(r.balance_tenths),
         _credits(r.held_tenths),
         r.storage_used_bytes,
+        None if r.day_budget_tenths is None else _credits(r.day_budget_tenths),
+        None if r.month_budget_tenths is None else _credits(r.month_budget_tenths),
         _time_of(r.updated_at),
     )
     return Row(r.owner_id, (), _encode(document))
+
+
+def _usage(source: str | bytes) -> Row:
+    r = _decode_usage(source)
+    document = _UsageDocument(
+        r.day, r.generations_count, r.generations_success, r.generations_failed, r.generations_canceled,
+        r.images_count, _credits(r.credits_used_tenths), _dollars(r.cost_usd), r.duration_ms, r.model_usage,
+        r.storage_used_bytes,
+    )  # fmt: skip
+    return Row(r.id, (r.day,), _encode(document))
+
+
+def _dollars(amount: Decimal) -> msgspec.Raw:
+    return msgspec.Raw(f"{amount:f}".encode())
 
 
 def _credits(tenths: int) -> msgspec.Raw:
@@ -285,8 +343,7 @@ def _time(microseconds: int | None) -> str | None:
 
 
 def _fingerprint(files: str) -> int:
-    shapes = [
-        struct.__struct_fields__ for struct in (_ImageDocument, _ReferenceDocument, _JobDocument, _AccountDocument)
-    ]
+    documents = (_ImageDocument, _ReferenceDocument, _JobDocument, _AccountDocument, _UsageDocument)
+    shapes = [struct.__struct_fields__ for struct in documents]
     text = repr((files, shapes, REPLICATED, FILTERS))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1

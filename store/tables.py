@@ -17,53 +17,16 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
-    Numeric,
     Table,
     Text,
-    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
 
-__all__ = ["REPLICATED", "TIME_COLUMNS", "metadata"]
+from store import job_tables, preference_tables, webhook_tables  # noqa: F401 - their tables join the metadata
+from store.columns import ZERO_NONCE, finite, id_column, metadata, one_of, time_column, user_column
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "%(table_name)s_%(column_0_name)s_idx",
-        "pk": "%(table_name)s_pkey",
-        "fk": "%(table_name)s_%(column_0_name)s_fkey",
-        "uq": "%(table_name)s_%(column_0_name)s_key",
-        "ck": "%(table_name)s_%(constraint_name)s_check",
-    }
-)
-
-ZERO_NONCE: Final = "00000000-0000-0000-0000-000000000000"
-
-
-def _id() -> Column[Any]:
-    return Column("id", UUID(as_uuid=True), primary_key=True, server_default=func.gen_random_uuid())
-
-
-def _user(name: str = "owner_id", **options: Any) -> Column[Any]:
-    # COLLATE "C": ids are compared byte by byte, the same on every server.
-    reference = ForeignKey("users.id", ondelete="CASCADE")
-    return Column(name, Text(collation="C"), reference, nullable=False, **options)
-
-
-def _time(name: str, *, nullable: bool = False) -> Column[Any]:
-    default = None if nullable else func.clock_timestamp()
-    return Column(name, TIMESTAMP(timezone=True), nullable=nullable, server_default=default)
-
-
-def _finite(*columns: str) -> list[CheckConstraint]:
-    # Outside these years a time has no RFC 3339 form: one such row would stop its owner's sync for good.
-    return [CheckConstraint(f"{c} >= '1970-01-01Z' and {c} < '9999-12-31Z'", name=f"{c}_in_range") for c in columns]
-
-
-def _one_of(column: str, *values: str) -> CheckConstraint:
-    listed = ", ".join(f"'{v}'" for v in values)
-    return CheckConstraint(f"{column} in ({listed})", name=f"{column}_known")
+__all__ = ["REPLICATED", "TIME_COLUMNS", "ZERO_NONCE", "metadata"]
 
 
 def _object_columns() -> list[Any]:
@@ -87,82 +50,50 @@ users = Table(
     Column("external_id", Text, unique=True),
     Column("email", Text, index=True),
     Column("name", Text),
-    _time("created_at"),
-    _time("updated_at"),
+    time_column("created_at"),
+    time_column("updated_at"),
     CheckConstraint("id ~ '^~?[A-Za-z0-9._@|:-]{1,127}$'", name="id"),
 )
 
 api_keys = Table(
     "api_keys",
     metadata,
-    _id(),
-    _user("user_id", index=True),
+    id_column(),
+    user_column("user_id", index=True),
     Column("hash", LargeBinary, nullable=False, unique=True, comment="SHA-256 of the whole key"),
     Column("hint", Text, nullable=False, comment="the first characters, so that a person can tell keys apart"),
     Column("name", Text, nullable=False, server_default=""),
-    _time("created_at"),
-    _time("revoked_at", nullable=True),
+    time_column("created_at"),
+    time_column("revoked_at", nullable=True),
 )
 Index("api_keys_revoked", api_keys.c.revoked_at, postgresql_where=api_keys.c.revoked_at.is_not(None))
 
 accounts = Table(
     "accounts",
     metadata,
-    _user(primary_key=True),
+    user_column(primary_key=True),
     Column("plan", Text, nullable=False, server_default="free"),
     Column("balance_tenths", BigInteger, nullable=False, server_default="0"),
     Column("held_tenths", BigInteger, nullable=False, server_default="0"),
     Column("storage_used_bytes", BigInteger, nullable=False, server_default="0"),
     Column("storage_reserved_bytes", BigInteger, nullable=False, server_default="0"),
-    _time("updated_at"),
-    _one_of("plan", "free", "pro", "enterprise"),
+    Column("day_budget_tenths", BigInteger, comment="most credits of one day in UTC; null: no bound"),
+    Column("month_budget_tenths", BigInteger, comment="the same of one month"),
+    Column("queue_turn", BigInteger, nullable=False, server_default="0", comment="of the newest job, see jobs.sql"),
+    time_column("updated_at"),
+    one_of("plan", "free", "pro", "enterprise"),
     CheckConstraint("balance_tenths >= 0", name="balance"),
     CheckConstraint("held_tenths >= 0", name="held"),
+    CheckConstraint("day_budget_tenths >= 0 and month_budget_tenths >= 0", name="budgets"),
     CheckConstraint("storage_used_bytes >= 0 and storage_reserved_bytes >= 0", name="storage"),
-    *_finite("updated_at"),
+    *finite("updated_at"),
 )
-
-jobs = Table(
-    "jobs",
-    metadata,
-    _id(),
-    _user(),
-    Column("kind", Text, nullable=False, server_default="TEXT_TO_IMAGE"),
-    Column("prompt", Text, nullable=False),
-    Column("params", JSONB, nullable=False, server_default=text("'{}'")),
-    Column("image_size", Text, nullable=False, server_default="1024x1024"),
-    Column("watermark", Text),
-    Column("n", Integer, nullable=False, server_default="1"),
-    Column("provider", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("state", Text, nullable=False, server_default="pending"),
-    Column("price_tenths", BigInteger, nullable=False, server_default="0"),
-    Column("cost_usd", Numeric(12, 4), nullable=False, server_default="0"),
-    Column("duration_ms", BigInteger),
-    Column("error_code", Text),
-    Column("error_message", Text),
-    Column("response_data", JSONB, nullable=False, server_default=text("'{}'")),
-    Column("batch_id", UUID(as_uuid=True)),
-    _time("hidden_at", nullable=True),
-    _time("created_at"),
-    _time("updated_at"),
-    _one_of("kind", "TEXT_TO_IMAGE", "IMAGE_TO_IMAGE"),
-    _one_of("state", "pending", "processing", "uploading", "completed", "failed", "canceled"),
-    CheckConstraint("n between 1 and 64", name="n"),
-    CheckConstraint("price_tenths >= 0", name="price"),
-    CheckConstraint("cost_usd >= 0 and cost_usd <> 'NaN'", name="cost"),
-    CheckConstraint("octet_length(params::text) <= 16384", name="params_size"),
-    *_finite("hidden_at", "created_at", "updated_at"),
-)
-Index("jobs_by_owner", jobs.c.owner_id, jobs.c.created_at.desc(), jobs.c.id.desc())
-Index("jobs_by_state", jobs.c.state)
-Index("jobs_by_time", jobs.c.created_at.desc())
 
 images = Table(
     "images",
     metadata,
-    _id(),
-    _user(),
+    id_column(),
+    user_column(),
     Column("visibility", Text, nullable=False, server_default="unlisted"),
     *_object_columns(),
     Column("prompt", Text, nullable=False, server_default=""),
@@ -176,15 +107,15 @@ images = Table(
     Column("starred", Boolean, nullable=False, server_default=text("false")),
     Column("title", Text),
     Column("moderation", Text, nullable=False, server_default="approved"),
-    _time("trashed_at", nullable=True),
-    _time("created_at"),
-    _one_of("visibility", "public", "unlisted"),
-    _one_of("moderation", "pending", "approved", "rejected"),
+    time_column("trashed_at", nullable=True),
+    time_column("created_at"),
+    one_of("visibility", "public", "unlisted"),
+    one_of("moderation", "pending", "approved", "rejected"),
     CheckConstraint("seed between 0 and 4294967295", name="seed"),
     CheckConstraint("steps > 0", name="steps"),
     CheckConstraint("octet_length(prompt) <= 32000", name="prompt_size"),
     CheckConstraint("octet_length(generation_params::text) <= 16384", name="generation_params_size"),
-    *_finite("trashed_at", "created_at"),
+    *finite("trashed_at", "created_at"),
 )
 Index("images_by_owner", images.c.owner_id, images.c.created_at.desc(), images.c.id.desc())
 Index("images_by_visibility", images.c.visibility, images.c.created_at.desc())
@@ -193,13 +124,13 @@ Index("images_in_trash", images.c.trashed_at, postgresql_where=images.c.trashed_
 reference_images = Table(
     "reference_images",
     metadata,
-    _id(),
-    _user(),
+    id_column(),
+    user_column(),
     *_object_columns(),
     Column("filename", Text, nullable=False, comment="as the user's file was called"),
     Column("sha256", LargeBinary, comment="of the bytes: a user keeps the same ones once"),
-    _time("created_at"),
-    *_finite("created_at"),
+    time_column("created_at"),
+    *finite("created_at"),
 )
 _references = reference_images.c
 Index("reference_images_by_owner", _references.owner_id, _references.created_at.desc(), _references.id.desc())
@@ -208,8 +139,8 @@ Index("reference_images_by_content", _references.owner_id, _references.sha256, u
 storage_reservations = Table(
     "storage_reservations",
     metadata,
-    _id(),
-    _user(index=True),
+    id_column(),
+    user_column(index=True),
     Column("size_bytes", BigInteger, nullable=False),
     Column("expires_at", TIMESTAMP(timezone=True), nullable=False),
     CheckConstraint("size_bytes >= 0", name="size"),
@@ -220,7 +151,7 @@ deletions = Table(
     "deletions",
     metadata,
     Column("key", Text(collation="C"), primary_key=True, comment="of an object that is to go"),
-    _time("due_at"),
+    time_column("due_at"),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Index("deletions_due", "due_at"),
 )
@@ -230,7 +161,7 @@ erased_users = Table(
     "erased_users",
     metadata,
     Column("user_id", Text(collation="C"), primary_key=True),
-    _time("erased_at"),
+    time_column("erased_at"),
     Column("finished_at", TIMESTAMP(timezone=True), index=True, comment="when the last row was gone; null: under way"),
     Index("erased_users_at", "erased_at"),
 )
@@ -245,9 +176,9 @@ hosts = Table(
     Column("build", Text, nullable=False),
     Column("capacity", Integer, nullable=False, comment="replicas it may hold open"),
     Column("state", Text, nullable=False),
-    _time("heartbeat"),
-    _time("started_at"),
-    _one_of("state", "live", "draining", "stuck", "gone"),
+    time_column("heartbeat"),
+    time_column("started_at"),
+    one_of("state", "live", "draining", "stuck", "gone"),
     postgresql_with={"fillfactor": "50"},  # every heartbeat is an update in place
 )
 
@@ -271,7 +202,7 @@ change_log = Table(
     Column("user_id", Text(collation="C"), primary_key=True),
     Column("version", BigInteger, primary_key=True),
     Column("nonce", UUID(as_uuid=True), nullable=False),
-    _time("at"),
+    time_column("at"),
     Index("change_log_at", "at"),
 )
 
@@ -311,12 +242,17 @@ REPLICATED: Final[dict[str, tuple[str, ...]]] = {
         "created_at",
     ),
     "jobs": (
-        "id", "kind", "prompt", "params", "image_size", "watermark", "n", "provider", "model", "state",
-        "price_tenths", "cost_usd", "duration_ms", "error_code", "error_message", "batch_id", "hidden_at",
-        "created_at", "updated_at",
+        "id", "kind", "prompt", "params", "image_size", "watermark", "n", "provider", "model", "own_key", "state",
+        "price_tenths", "refunded_tenths", "cost_usd", "duration_ms", "error_code", "error_message", "image_ids",
+        "batch_id", "hidden_at", "created_at", "updated_at",
     ),
     "accounts": (
-        "owner_id", "plan", "balance_tenths", "held_tenths", "storage_used_bytes", "updated_at",
+        "owner_id", "plan", "balance_tenths", "held_tenths", "storage_used_bytes", "day_budget_tenths",
+        "month_budget_tenths", "updated_at",
+    ),
+    "usage_daily": (
+        "id", "day", "generations_count", "generations_success", "generations_failed", "generations_canceled",
+        "images_count", "credits_used_tenths", "cost_usd", "duration_ms", "model_usage", "storage_used_bytes",
     ),
 }  # fmt: skip
 

@@ -25,13 +25,20 @@ _LOCK: Final = 0x5045_5255_5345
 _ATTEMPTS: Final = 5
 #: Tables whose rows have objects.
 _OBJECTS: Final = ("images", "reference_images")
-#: Whether the triggers are those of mark $1, and all $2 of them are there and switched on.
+#: The triggers of triggers.sql, which are on in every session, and those of jobs.sql.
+_ALWAYS: Final = (
+    "sync_insert_delete", "sync_update", "sync_truncate", "sync_stamp", "account_open", "object_gone", "object_changed",
+)  # fmt: skip
+_OF_JOBS: Final = (
+    "ledger_line", "ledger_refuse", "account_refuse", "job_created", "job_changing", "job_ended", "job_deleting",
+    "job_images_gone",
+)  # fmt: skip
+#: Whether the triggers are those of mark $1, and all $2 of them are there and switched on: $3 always, $4 at least.
 _IS_COMPLETE: Final = """
 select obj_description(to_regproc('sync_note')) = $1 and $2 = (
   select count(*) from pg_trigger t join pg_class c on c.oid = t.tgrelid
-  where t.tgname in ('sync_insert_delete', 'sync_update', 'sync_truncate', 'sync_stamp', 'account_open', 'object_gone',
-                   'object_changed')
-    and t.tgenabled = 'A' and c.relnamespace = (select oid from pg_namespace where nspname = current_schema()))
+  where (t.tgname = any($3) and t.tgenabled = 'A' or t.tgname = any($4) and t.tgenabled in ('A', 'O'))
+    and c.relnamespace = (select oid from pg_namespace where nspname = current_schema()))
 """
 
 
@@ -81,7 +88,8 @@ async def _run(engine: AsyncEngine) -> None:
         schema = await raw.fetchval("select quote_ident(current_schema())")
         source = triggers(schema)
         mark = hashlib.sha256(f"{source}{REPLICATED}".encode()).hexdigest()
-        if await raw.fetchval(_IS_COMPLETE, mark, 3 * len(REPLICATED) + 2 * len(_OBJECTS) + 2):
+        count = 3 * len(REPLICATED) + 2 * len(_OBJECTS) + 2 + len(_OF_JOBS)
+        if await raw.fetchval(_IS_COMPLETE, mark, count, _ALWAYS, _OF_JOBS):
             return
         await raw.execute(source)
         for kind, columns in REPLICATED.items():
@@ -94,8 +102,9 @@ async def _run(engine: AsyncEngine) -> None:
 
 
 def triggers(schema: str) -> str:
-    """The text of triggers.sql for a schema (its quoted name)."""
-    source = resources.files("store").joinpath("triggers.sql").read_text()
+    """The text of triggers.sql and jobs.sql for a schema (its quoted name)."""
+    folder = resources.files("store")
+    source = "\n".join(folder.joinpath(name).read_text() for name in ("triggers.sql", "jobs.sql"))
     return source.replace("{schema}", schema)
 
 

@@ -151,13 +151,18 @@ def _reference(row: Any) -> Shown:
 
 
 def _job(row: Any) -> Shown:
-    same = ("kind", "prompt", "image_size", "watermark", "n", "provider", "model", "state", "duration_ms", "cost_usd")
+    same = (
+        "kind", "prompt", "image_size", "watermark", "n", "provider", "model", "own_key", "state", "duration_ms",
+        "cost_usd",
+    )  # fmt: skip
     has_failed = row["error_code"] is not None
     document = {
         **{name: row[name] for name in same},
         "id": str(row["id"]),
         "params": parse(row["params"]),
-        "cost_credits": Decimal(row["price_tenths"]) / 10,
+        "cost_credits": Decimal(row["price_tenths"] - row["refunded_tenths"]) / 10,
+        "refunded_credits": Decimal(row["refunded_tenths"]) / 10,
+        "image_ids": [str(i) for i in row["image_ids"]],
         "error": {"code": row["error_code"], "message": row["error_message"] or ""} if has_failed else None,
         "batch_id": _text(row["batch_id"]),
         "created_at": _time(row["created_at"]),
@@ -171,7 +176,22 @@ def _account(row: Any) -> Shown:
     document["updated_at"] = _time(row["updated_at"])
     document["balance_credits"] = Decimal(row["balance_tenths"]) / 10
     document["held_credits"] = Decimal(row["held_tenths"]) / 10
+    for period in ("day", "month"):
+        tenths = row[f"{period}_budget_tenths"]
+        document[f"{period}_budget_credits"] = None if tenths is None else Decimal(tenths) / 10
     return Shown(document, {})
+
+
+def _usage(row: Any) -> Shown:
+    same = (
+        "generations_count", "generations_success", "generations_failed", "generations_canceled", "images_count",
+        "cost_usd", "duration_ms", "storage_used_bytes",
+    )  # fmt: skip
+    document = {name: row[name] for name in same}
+    document["day"] = row["day"].isoformat()
+    document["credits_used"] = Decimal(row["credits_used_tenths"]) / 10
+    document["model_usage"] = parse(row["model_usage"])
+    return Shown(document, {"day": row["day"].isoformat()})
 
 
 _MAKERS: dict[str, Callable[[Any], Shown]] = {
@@ -179,6 +199,7 @@ _MAKERS: dict[str, Callable[[Any], Shown]] = {
     "reference_images": _reference,
     "jobs": _job,
     "accounts": _account,
+    "usage_daily": _usage,
 }
 
 

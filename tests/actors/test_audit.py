@@ -36,8 +36,8 @@ async def given_gallery(history: History, user: str, images: int) -> None:
             user,
         )
         await connection.execute(
-            "insert into jobs (owner_id, kind, prompt, image_size, n, provider, model, price_tenths, cost_usd) "
-            "select $1, 'TEXT_TO_IMAGE', 'a job', '1:1', 1, 'builtin', 'builtin', 10, 0 from generate_series(1, 3)",
+            "insert into jobs (owner_id, kind, prompt, image_size, n, provider, model, cost_usd) "
+            "select $1, 'TEXT_TO_IMAGE', 'a job', '1:1', 1, 'builtin', 'builtin', 0 from generate_series(1, 3)",
             user,
         )
 

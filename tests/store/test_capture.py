@@ -718,11 +718,15 @@ async def test_hold_and_settle_claims_and_bulk_updates_never_deadlock(database: 
         async def hold_and_settle(connection: Any) -> None:
             user = random.choice(users)
             async with connection.transaction():
-                await connection.execute("update accounts set held_tenths = held_tenths + 1 where owner_id = $1", user)
+                await connection.execute(
+                    "update accounts set storage_used_bytes = storage_used_bytes + 1 where owner_id = $1", user
+                )
                 job = await insert_job(connection, user)
             async with connection.transaction():
-                await connection.execute("update accounts set held_tenths = held_tenths - 1 where owner_id = $1", user)
-                await connection.execute("update jobs set state = 'completed' where id = $1", job)
+                await connection.execute(
+                    "update accounts set storage_used_bytes = storage_used_bytes - 1 where owner_id = $1", user
+                )
+                await connection.execute("update jobs set state = 'failed' where id = $1", job)
                 await flush(connection, user)
 
         async def claim(connection: Any) -> None:

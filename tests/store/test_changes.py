@@ -124,14 +124,15 @@ VERBS = {
     "bulk delete": "delete from images where owner_id = $1 and starred",
     "insert job": "insert into jobs (id, owner_id, prompt, provider, model) values ($3, $1, '', 'p', 'm') "
     "on conflict do nothing",
-    "finish job": "update jobs set state = 'completed', cost_usd = 0.0125 where id = $3",
+    "finish job": "update jobs set state = 'failed', cost_usd = 0.0125 where id = $3",
     "use job": "update images set job_id = (select j.id from jobs j where j.id = $3) where owner_id in ($1, $2)",
     "delete job": "delete from jobs where id = $3",
     "insert reference": "insert into reference_images (id, owner_id, object_key, content_type, size_bytes, filename) "
     "values ($3, $1, 'reference/' || $4::text, 'image/png', 1, 'a.png') on conflict do nothing",
     "move reference": "update reference_images set owner_id = $2 where id = $3",
     "delete reference": "delete from reference_images where id = $3",
-    "grant": "update accounts set balance_tenths = balance_tenths + 5 where owner_id = $1",
+    "grant": "insert into credit_ledger (owner_id, kind, amount_tenths) select owner_id, 'grant', 5 from accounts "
+    "where owner_id = $1",
     "delete user": "delete from users where id = $1",
     "create user": "insert into users (id) values ($1) on conflict do nothing",
 }
@@ -597,6 +598,7 @@ async def test_pull_carries_every_replicated_kind(connection: asyncpg.Connection
         "insert into reference_images (owner_id, object_key, content_type, size_bytes, filename) "
         "values ('ana', 'reference/a', 'image/png', 1, 'a.png')"
     )
+    await connection.execute("insert into usage_daily (owner_id, day) values ('ana', '2026-01-01')")
 
     delta = await pull(connection, "ana", start)
 

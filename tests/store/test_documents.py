@@ -36,6 +36,7 @@ ROWS = {
     "reference_images": documents._ReferenceRow,
     "jobs": documents._JobRow,
     "accounts": documents._AccountRow,
+    "usage_daily": documents._UsageRow,
 }
 
 
@@ -112,20 +113,29 @@ async def test_update_of_each_replicated_column_is_a_version(connection: asyncpg
         "seed": "5", "steps": "6", "generation_params": "'{\"x\": 1}'", "visibility": "'public'", "starred": "true",
         "title": "'t'", "moderation": "'pending'", "filename": "'f'", "kind": "'IMAGE_TO_IMAGE'",
         "params": "'{\"x\": 1}'", "image_size": "'1x1'", "watermark": "'w'", "n": "2", "provider": "'q'",
-        "state": "'failed'", "price_tenths": "7", "cost_usd": "8", "duration_ms": "9", "error_code": "'e'",
-        "error_message": "'m'", "batch_id": "gen_random_uuid()", "plan": "'pro'", "balance_tenths": "10",
+        "state": "'failed'", "price_tenths": "8", "cost_usd": "8", "duration_ms": "9", "error_code": "'e'",
+        "error_message": "'m'", "own_key": "true", "refunded_tenths": "1", "image_ids": "array[gen_random_uuid()]",
+        "day_budget_tenths": "13", "month_budget_tenths": "14", "day": "'2001-01-01'", "generations_count": "15",
+        "generations_success": "16", "generations_failed": "17", "generations_canceled": "18", "images_count": "19",
+        "credits_used_tenths": "20", "model_usage": "'{\"m\": 21}'", "plan": "'pro'", "balance_tenths": "10",
         "held_tenths": "11", "storage_used_bytes": "12", "owner_id": "'bo'",
         **dict.fromkeys(TIME_COLUMNS, "'2001-01-01Z'"),
     }  # fmt: skip
+    await connection.execute("set session_replication_role = replica")  # the rules of jobs and credits are not the point
     await connection.execute("insert into users (id) values ('bo'); delete from accounts where owner_id = 'bo'")
     parent, job = await insert_image(connection, "bo"), await insert_job(connection, "bo")
-    values |= {"job_id": f"'{job}'", "parent_id": f"'{parent}'"}
+    batch = await connection.fetchval("insert into batches (owner_id, kind) values ('bo', 'batch') returning id")
+    values |= {"job_id": f"'{job}'", "parent_id": f"'{parent}'", "batch_id": f"'{batch}'"}
     await insert_image(connection, "ana")
     await insert_job(connection, "ana")
     await connection.execute(
         "insert into reference_images (owner_id, object_key, content_type, size_bytes, filename) "
         "values ('ana', 'reference/a', 'image/png', 1, 'a.png')"
     )
+    await connection.execute("insert into usage_daily (owner_id, day) values ('ana', '2000-01-01')")
+    await connection.execute(
+        "set session_replication_role = replica"
+    )  # the rules of jobs and credits are not the point
     for kind, columns in REPLICATED.items():
         for column in columns:
             before = await connection.fetchval("select version from sync_user where user_id = 'ana'")
@@ -261,6 +271,7 @@ async def test_credits_have_at_most_one_decimal(connection: asyncpg.Connection, 
 
     mission: 67, 71
     """
+    await connection.execute("set session_replication_role = replica")  # shown is what is there
     await connection.execute("update accounts set balance_tenths = $1 where owner_id = 'ana'", tenths)
     job = await insert_job(connection, "ana", price_tenths=tenths)
 
