@@ -5,6 +5,8 @@ What must hold between them is in jobs.sql: it holds for every writer, plain SQL
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -30,8 +32,9 @@ from store.columns import finite, id_column, metadata, one_of, time_column, user
 __all__ = ["attempts", "batches", "credit_ledger", "idempotency_keys", "jobs", "queue", "queue_clock", "usage_daily"]
 
 
-def _job(**options: bool) -> Column[UUID]:
-    return Column("job_id", UUID(as_uuid=True), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, **options)
+def _job(*, is_key: bool = False) -> Column[Any]:
+    reference = ForeignKey("jobs.id", ondelete="CASCADE")
+    return Column("job_id", UUID(as_uuid=True), reference, nullable=False, primary_key=is_key)
 
 
 batches = Table(
@@ -89,7 +92,7 @@ Index("jobs_by_time", jobs.c.created_at.desc())
 queue = Table(
     "queue",
     metadata,
-    _job(primary_key=True),
+    _job(is_key=True),
     user_column(),
     Column("provider", Text, nullable=False),
     Column("turn", BigInteger, nullable=False, comment="the order of claims: fair between users, see jobs.sql"),

@@ -121,7 +121,7 @@ async def test_update_of_each_replicated_column_is_a_version(connection: asyncpg
         "held_tenths": "11", "storage_used_bytes": "12", "owner_id": "'bo'",
         **dict.fromkeys(TIME_COLUMNS, "'2001-01-01Z'"),
     }  # fmt: skip
-    await connection.execute("set session_replication_role = replica")  # the rules of jobs and credits are not the point
+    await connection.execute("set session_replication_role = replica")  # not about the rules of jobs
     await connection.execute("insert into users (id) values ('bo'); delete from accounts where owner_id = 'bo'")
     parent, job = await insert_image(connection, "bo"), await insert_job(connection, "bo")
     batch = await connection.fetchval("insert into batches (owner_id, kind) values ('bo', 'batch') returning id")
@@ -133,9 +133,7 @@ async def test_update_of_each_replicated_column_is_a_version(connection: asyncpg
         "values ('ana', 'reference/a', 'image/png', 1, 'a.png')"
     )
     await connection.execute("insert into usage_daily (owner_id, day) values ('ana', '2000-01-01')")
-    await connection.execute(
-        "set session_replication_role = replica"
-    )  # the rules of jobs and credits are not the point
+    await connection.execute("set session_replication_role = replica")  # not about the rules of jobs
     for kind, columns in REPLICATED.items():
         for column in columns:
             before = await connection.fetchval("select version from sync_user where user_id = 'ana'")
