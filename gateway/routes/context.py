@@ -25,7 +25,7 @@ __all__ = [
     "caller",
     "flag",
     "gallery_query",
-    "no_parameters",
+    "only_parameters",
     "read_response",
     "references_query",
     "service_for",
@@ -117,15 +117,16 @@ def references_query(request: web.Request) -> bytes:
         raise InvalidQuery("query", "the query string is not valid UTF-8") from None
 
 
-def no_parameters(request: web.Request) -> None:
-    """Refuse query parameters where none are known.
+def only_parameters(request: web.Request, *names: str) -> None:
+    """Refuse query parameters other than `names`.
 
     Raises:
-        InvalidQuery: names the first.
+        InvalidQuery: names the first of them.
     """
-    if request.query:
-        name = next(iter(request.query))
-        raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; this address takes none")
+    for name in request.query:
+        if name not in names:
+            known = ", ".join(names) or "none"
+            raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; this address takes {known}")
 
 
 def flag(request: web.Request, name: str) -> bool:
@@ -134,9 +135,7 @@ def flag(request: web.Request, name: str) -> bool:
     Raises:
         InvalidQuery: names another one, or this one when it is neither 1 nor 0.
     """
-    for other in request.query:
-        if other != name:
-            raise InvalidQuery(other, f"unknown query parameter {other[:40]!r}; this address takes {name}")
+    only_parameters(request, name)
     value = request.query.getall(name, ["0"])
     if value not in (["0"], ["1"]):
         raise InvalidQuery(name, f"{name} must be 1 or 0")

@@ -13,7 +13,7 @@ from aiohttp import web
 from gateway.errors import BadRequest
 from gateway.keeping import keep
 from gateway.payloads import ImageChanges, UploadFields, image_id, read_json, read_upload
-from gateway.routes.context import GATEWAY, caller, flag, gallery_query, no_parameters, read_response, written
+from gateway.routes.context import GATEWAY, caller, flag, gallery_query, only_parameters, read_response, written
 from gateway.routes.files import get_own_file
 from store import images, trash
 from store.epoch import Bookmark
@@ -48,7 +48,7 @@ async def list_images(request: web.Request) -> web.StreamResponse:
 async def get_image(request: web.Request) -> web.StreamResponse:
     """GET /api/images/{id}: the document; with a file name instead of an id, the file."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     if keys.is_filename(filename := request.match_info["id"]):
         return await get_own_file(request, user, filename)
     return await read_response(request, user, encode_query(ImageQuery(str(image_id(request)))))
@@ -57,7 +57,7 @@ async def get_image(request: web.Request) -> web.StreamResponse:
 async def change_image(request: web.Request) -> web.Response:
     """PATCH /api/images/{id}: visibility, starred, title."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     row_id = image_id(request)
     changes = await read_json(request, ImageChanges)
     values = {k: v for k, v in msgspec.structs.asdict(changes).items() if v is not msgspec.UNSET}
@@ -80,7 +80,7 @@ async def delete_image(request: web.Request) -> web.Response:
 async def empty_trash(request: web.Request) -> web.Response:
     """DELETE /api/images/trash: what is in the trash now goes for good."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
     removed, bookmark = await trash.empty(gateway.primary, user)
     gateway.reads.wrote(user, bookmark)
@@ -96,7 +96,7 @@ def _removed(request: web.Request, removed: trash.Removed, bookmark: Bookmark) -
 async def restore_image(request: web.Request) -> web.Response:
     """POST /api/images/{id}/restore: back from the trash."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     row_id = image_id(request)
     return await _change(request, user, row_id, lambda c: images.restore(c, user, row_id))
 
@@ -122,7 +122,7 @@ async def upload(request: web.Request) -> web.Response:
 
 async def save_upload(request: web.Request, user: str) -> web.Response:
     """Store the uploaded picture of `user`: checked, then its bytes, then its row."""
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
     data, _, fields = await read_upload(request, UploadFields, max_bytes=gateway.settings.upload_max_bytes)
     picture = await gateway.pictures.prepare(data)
@@ -160,7 +160,7 @@ async def sync(request: web.Request) -> web.Response:
 
 async def sync_user(request: web.Request, user: str) -> web.Response:
     """Bring `user`'s replica to head and say where it is."""
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
     reply = await gateway.client.sync(user, timeout_s=_SYNC_S)
     return web.json_response(

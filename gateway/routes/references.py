@@ -11,7 +11,7 @@ from aiohttp import web
 
 from gateway.keeping import keep
 from gateway.payloads import NoFields, read_upload, reference_id
-from gateway.routes.context import GATEWAY, caller, no_parameters, read_response, references_query, written
+from gateway.routes.context import GATEWAY, caller, only_parameters, read_response, references_query, written
 from store import references, storage
 from store.errors import NotFound
 from store.gallery import ReferenceQuery, encode_query, one_body
@@ -38,14 +38,14 @@ async def list_references(request: web.Request) -> web.StreamResponse:
 async def get_reference(request: web.Request) -> web.StreamResponse:
     """GET /api/references/{id}."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     return await read_response(request, user, encode_query(ReferenceQuery(str(reference_id(request)))))
 
 
 async def upload(request: web.Request) -> web.Response:
     """POST /api/references: keep a picture; 200 with the one that is there when its bytes are kept already."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
     data, filename, _ = await read_upload(request, NoFields, max_bytes=gateway.settings.upload_max_bytes)
     picture = await gateway.pictures.prepare(data)
@@ -102,7 +102,7 @@ async def delete_reference(request: web.Request) -> web.Response:
     """DELETE /api/references/{id}: for good, with its file and its thumbnails."""
     user = (await caller(request)).user
     row_id = reference_id(request)
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
 
     async def transaction(connection: Connection) -> None:
