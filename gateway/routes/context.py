@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import web
@@ -14,7 +14,7 @@ from gateway.freshness import ANY, OnTimeout, Wish
 from gateway.page import Asked, page_response
 from store.epoch import Bookmark
 from store.errors import InvalidQuery, NotFound
-from store.gallery import ReferenceQuery, decode_query, encode_query, parse_gallery_query, parse_references_query
+from store.gallery import Query, ReferenceQuery, decode_query, encode_query, parse_gallery_query, parse_references_query
 from store.ids import is_user_id
 
 if TYPE_CHECKING:
@@ -94,10 +94,7 @@ def gallery_query(request: web.Request) -> bytes:
     string = request.raw_path.partition("?")[2]
     encoded = _queries.get(string)
     if encoded is None:
-        try:
-            encoded = encode_query(parse_gallery_query(list(request.query.items())))
-        except UnicodeEncodeError:
-            raise InvalidQuery("query", "the query string is not valid UTF-8") from None
+        encoded = _encoded(request, parse_gallery_query)
         if len(_queries) >= _MAX_QUERIES:
             _queries.clear()
         if len(string) <= 512:
@@ -111,8 +108,12 @@ def references_query(request: web.Request) -> bytes:
     Raises:
         InvalidQuery: names the parameter.
     """
+    return _encoded(request, parse_references_query)
+
+
+def _encoded(request: web.Request, parse: Callable[[list[tuple[str, str]]], Query]) -> bytes:
     try:
-        return encode_query(parse_references_query(list(request.query.items())))
+        return encode_query(parse(list(request.query.items())))
     except UnicodeEncodeError:
         raise InvalidQuery("query", "the query string is not valid UTF-8") from None
 
