@@ -21,6 +21,7 @@ from store.gallery import ImageQuery, encode_query, one_body
 from store.ids import new_id
 from store.objects import keys
 from store.objects.prefix import owner_secret
+from store.objects.stored import stored_as
 from store.primary import Connection
 
 __all__ = [
@@ -128,16 +129,9 @@ async def save_upload(request: web.Request, user: str) -> web.Response:
     picture = await gateway.pictures.prepare(data)
     now_ms = int(time.time() * 1000)
     tag = keys.owner_tag(user, owner_secret(gateway.data))
-    key = keys.new_key("generated", tag, picture.content_type, now_ms)
     image = images.NewImage(
         id=new_id(now_ms),
-        object_key=key,
-        content_type=picture.content_type,
-        size_bytes=len(data),
-        width=picture.width,
-        height=picture.height,
-        thumb_key=keys.thumb_key(key),
-        thumbhash=picture.thumbhash,
+        **stored_as("generated", tag, data, picture, now_ms),
         **msgspec.structs.asdict(fields),
     )
     image.check()
@@ -146,7 +140,7 @@ async def save_upload(request: web.Request, user: str) -> web.Response:
         await images.insert(connection, user, image)
         return await images.document(connection, user, image.id, gateway.documents)
 
-    document, bookmark = await keep(gateway, user, picture.objects(key, data), transaction)
+    document, bookmark = await keep(gateway, user, picture.objects(image.object_key, data), transaction)
     response = written(one_body("images", document), bookmark, status=201)
     response.headers["Location"] = f"/api/images/{image.id}"
     return response

@@ -18,6 +18,7 @@ from store.gallery import ReferenceQuery, encode_query, one_body
 from store.ids import new_id
 from store.objects import keys
 from store.objects.prefix import owner_secret
+from store.objects.stored import stored_as
 from store.primary import Connection
 
 __all__ = ["delete_reference", "get_reference", "list_references", "upload"]
@@ -55,16 +56,10 @@ async def upload(request: web.Request) -> web.Response:
     if found is not None:
         return found
     now_ms = int(time.time() * 1000)
-    key = keys.new_key("reference", keys.owner_tag(user, owner_secret(gateway.data)), picture.content_type, now_ms)
+    tag = keys.owner_tag(user, owner_secret(gateway.data))
     reference = references.NewReference(
         id=new_id(now_ms),
-        object_key=key,
-        content_type=picture.content_type,
-        size_bytes=len(data),
-        width=picture.width,
-        height=picture.height,
-        thumb_key=keys.thumb_key(key),
-        thumbhash=picture.thumbhash,
+        **stored_as("reference", tag, data, picture, now_ms),
         filename=references.tidy_filename(filename),
         sha256=digest,
     )
@@ -75,7 +70,7 @@ async def upload(request: web.Request) -> web.Response:
         return await references.document(connection, user, reference.id, gateway.documents)
 
     try:
-        document, bookmark = await keep(gateway, user, picture.objects(key, data), transaction)
+        document, bookmark = await keep(gateway, user, picture.objects(reference.object_key, data), transaction)
     except _KeptAlready:
         found = await _same(request, user, digest)
         if found is None:
