@@ -12,7 +12,7 @@ from aiohttp import web
 from gateway.keeping import keep
 from gateway.payloads import NoFields, read_upload, reference_id
 from gateway.routes.context import GATEWAY, caller, only_parameters, read_response, references_query, written
-from store import references, storage
+from store import references
 from store.errors import NotFound
 from store.gallery import ReferenceQuery, encode_query, one_body
 from store.ids import new_id
@@ -99,11 +99,6 @@ async def delete_reference(request: web.Request) -> web.Response:
     row_id = reference_id(request)
     only_parameters(request)
     gateway = request.app[GATEWAY]
-
-    async def transaction(connection: Connection) -> None:
-        removed = await references.delete(connection, user, row_id)
-        await storage.free(connection, user, removed.size_bytes)
-
-    _, bookmark = await gateway.write(user, transaction)
+    _, bookmark = await gateway.write(user, lambda c: references.delete(c, user, row_id))
     gateway.housekeeping.objects_soon()
     return written(b'{"success":true}', bookmark)
