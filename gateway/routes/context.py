@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 from multidict import istr
 
+from actors import Terms
 from gateway.auth import Identity, need
 from gateway.errors import BadRequest
-from gateway.freshness import ANY, OnTimeout, Wish
+from gateway.freshness import ANY, Wish
 from gateway.page import Asked, page_response
 from store.epoch import Bookmark
 from store.errors import InvalidQuery, NotFound
@@ -163,13 +164,13 @@ def wish_of(request: web.Request) -> Wish:
     validate = headers.get("Peruse-Validate", "0")
     if validate not in ("0", "1"):
         raise BadRequest("Peruse-Validate must be 1 or 0", field="Peruse-Validate")
-    return Wish(
-        bookmark,
-        _whole(headers, "Peruse-Max-Wait", 250, MAX_WAIT_MS),
-        cast(OnTimeout, on_timeout),
-        _whole(headers, "Peruse-Max-Staleness", -1, 86_400),
-        validate == "1",
+    terms = Terms(
+        max_wait_ms=_whole(headers, "Peruse-Max-Wait", 250, MAX_WAIT_MS),
+        max_age_s=_whole(headers, "Peruse-Max-Staleness", -1, 86_400),
+        validate=validate == "1",
+        stale_ok=on_timeout == "stale",
     )
+    return Wish(bookmark, terms, or_primary=on_timeout == "primary")
 
 
 def _whole(headers: Mapping[str, str], name: str, default: int, most: int) -> int:
