@@ -42,8 +42,8 @@ class Page:
 
 class Pages:
     """Kept pages by user and query, at most `max_bytes` of them, all told: whoever asks for many small ones gets no
-    more room than who asks for few large ones. The first kept go first, but who was served from since it last was the first
-    gets another turn: a crowd that comes once does not push out those who come often."""
+    more room than who asks for few large ones. The first kept go first, but one that was served since it was kept stays
+    for another round: a crowd that comes once does not push out those who come often."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
