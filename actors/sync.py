@@ -6,8 +6,8 @@ Pokes only say when to pull. All may be lost or doubled: the versions alone deci
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import structlog
 
@@ -26,6 +26,9 @@ from store.primary import Primary
 __all__ = ["Sync"]
 
 log = structlog.get_logger()
+
+#: Users of one statement of a sweep: the loop takes 2 ms for the answer, and everybody waits.
+_BATCH: Final = 500
 
 
 class Sync:
@@ -178,11 +181,8 @@ class Sync:
         me = asyncio.current_task()
         try:
             async with self._one_look, self._primary.connection() as connection:
-                actives, self._unseen, self._looking = (
-                    self._unseen,
-                    set(),
-                    None,
-                )  # it is sent: who comes now is not in it
+                self._looking = None  # from here on it is sent: later callers need another
+                actives, self._unseen = self._unseen, set()
                 sent_at, sent_wall = self._clock.monotonic(), self._clock.wall()
                 epoch, heads = await heads_of(connection, [active.replica.user for active in actives])
         except PrimaryUnavailable:
@@ -209,7 +209,7 @@ class Sync:
         return True
 
     async def sweep(self, actives: dict[str, Active], asleep: list[str]) -> dict[str, Bookmark]:
-        """Compare all active replicas with their heads in one query; pull those that differ.
+        """Compare all active replicas with their heads, some hundred in one query; pull those that differ.
 
         Answers the heads of `asleep`, whose replicas are not open.
 
@@ -217,27 +217,41 @@ class Sync:
             PrimaryUnavailable: nothing is known; ages go on growing.
         """
         users = list(actives)
-        sent_at, sent_wall = self._clock.monotonic(), self._clock.wall()
-        async with self._primary.connection() as connection:
-            epoch, heads = await heads_of(connection, users + asleep)
-        self._metrics.sweeps += 1
-        self._metrics.sweep_seconds += self._clock.monotonic() - sent_at
-        nothing = START._replace(epoch=epoch)
+        sent_at = self._clock.monotonic()
         lagging = 0
-        for user in users:
-            active = actives.get(user)
-            if active is None:
-                continue
-            if not self._is_at(active, heads.get(user, nothing), sent_at, sent_wall):
-                lagging += 1
-                self._slots.clear(active)
-                self.pull_soon(active)
+        for batch in _batches(users):
+            asked_at, asked_wall = self._clock.monotonic(), self._clock.wall()
+            epoch, heads = await self._heads(batch)
+            nothing = START._replace(epoch=epoch)
+            for user in batch:
+                active = actives.get(user)
+                if active is None:
+                    continue
+                if not self._is_at(active, heads.get(user, nothing), asked_at, asked_wall):
+                    lagging += 1
+                    self._slots.clear(active)
+                    self.pull_soon(active)
         for active in actives.values():
             if active.verified_at < sent_at:  # opened while the question was under way
                 self._slots.clear(active)
         self._slots.swept(sent_at)
         self._metrics.lagging = lagging
-        return {user: Bookmark(*heads.get(user, nothing)[:2]) for user in asleep}
+        at: dict[str, Bookmark] = {}
+        for batch in _batches(asleep):
+            epoch, heads = await self._heads(batch)
+            nothing = START._replace(epoch=epoch)
+            at.update((user, Bookmark(*heads.get(user, nothing)[:2])) for user in batch)
+        self._metrics.sweeps += 1
+        self._metrics.sweep_seconds += self._clock.monotonic() - sent_at
+        return at
+
+    async def _heads(self, users: list[str]) -> tuple[str, dict[str, Cursor]]:
+        async with self._primary.connection() as connection:
+            return await heads_of(connection, users)
+
+
+def _batches(users: list[str]) -> Iterator[list[str]]:
+    return (users[start : start + _BATCH] for start in range(0, len(users), _BATCH))
 
 
 def _forget_error(task: asyncio.Task[Any]) -> None:
