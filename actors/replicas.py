@@ -163,7 +163,7 @@ class Replicas:
                 if validate or active.is_behind(floor):
                     await self._sync.pull_forced(active, floor, validate=validate)
                 else:
-                    await self._sync.pull(active)
+                    await self._sync.verify(active)
             finally:
                 active.readers -= 1
             if self._active.get(user) is active:

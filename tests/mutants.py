@@ -48,6 +48,7 @@ _SYNC: Final = "tests/actors/test_sync.py::"
 _ACTIVATION: Final = "tests/actors/test_activation.py::"
 _REPLICA: Final = "tests/actors/test_replica.py::"
 _FRESHNESS: Final = "tests/gateway/test_freshness.py::"
+_RESTING: Final = "tests/actors/test_resting.py::"
 _SLOTS: Final = "tests/actors/test_slots.py::"
 _PAGES: Final = "tests/actors/test_pages.py::"
 _REPEATS: Final = "tests/gateway/test_repeats.py::"
@@ -174,6 +175,21 @@ MUTANTS: Final = (
         (_SYNC + "test_callers_join_only_a_pull_that_is_not_sent_yet",),
     ),
     Mutant(
+        "a caller joins a look that is under way",
+        "actors/sync.py",
+        "                self._looking = None  # from here on it is sent: later callers need another\n"
+        "                actives, self._unseen = self._unseen, set()\n",
+        "                actives = self._unseen\n",
+        (_RESTING + "test_callers_join_only_a_look_that_is_not_sent_yet",),
+    ),
+    Mutant(
+        "a replica at rest does not look whether its file is still what it was",
+        "actors/replica.py",
+        "            if cursor != self.cursor:\n",
+        "            if False:\n",
+        (_RESTING + "test_a_file_that_another_hand_changed_meanwhile_is_not_used",),
+    ),
+    Mutant(
         "a replica does not look at the floor",
         "actors/replicas.py",
         "active.must_pull or active.is_full or (floor is not None and active.is_behind(floor)):",
@@ -190,7 +206,13 @@ MUTANTS: Final = (
     Mutant(
         "a replica that lags keeps its stamp",
         "actors/sync.py",
+        "                    if active.verified_at < asked_at:  # a pull may have found out more since\n"
+        "                        self._slots.clear(active)\n"
+        "                    self.pull_soon(active)\n"
+        "        for active in actives.values():\n"
         "            if active.verified_at < sent_at:",
+        "                    self.pull_soon(active)\n"
+        "        for active in actives.values():\n"
         "            if active.verified_at < sent_at and active.replica.user not in users:",
         (
             _SLOTS + "test_a_kept_page_is_served_for_exactly_as_long_as_it_is_true[a sweep finds it behind]",
