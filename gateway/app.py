@@ -107,7 +107,7 @@ class Gateway:
         )
         await self.streams.start()
         self.operators = Operators(self.primary, self.client, self.documents)
-        self.housekeeping = Housekeeping(self.primary, self.objects, trash_s=store.trash_days * 86_400)
+        self.housekeeping = Housekeeping(self.primary, self.objects, self.metrics, trash_s=store.trash_days * 86_400)
         self.housekeeping.start()
         self.pictures = PictureProcess(
             max_bytes=self.settings.upload_max_bytes, max_pixels=self.settings.upload_max_pixels
