@@ -12,6 +12,7 @@ import structlog
 from aiohttp import web
 
 from actors import ReplicaClient, user_version
+from gateway.admission import UploadRoom
 from gateway.auth import Authenticator
 from gateway.config import GatewaySettings
 from gateway.events import Streams
@@ -67,6 +68,7 @@ class Gateway:
         self.objects = open_objects(data, store)
         self.urls = open_signed_urls(data, store, self.objects)
         self.storage_limits = Limits(store.storage_free_bytes, store.storage_pro_bytes, store.storage_enterprise_bytes)
+        self.upload_room = UploadRoom(settings.upload_max_bytes)
         self.started_at = time.monotonic()
         self._url = primary_url
         self._store = store
