@@ -9,10 +9,10 @@ from typing import Final
 
 from store.errors import PicturesBusy
 
-__all__ = ["UploadRoom"]
+__all__ = ["LARGEST_AT_ONCE", "UploadRoom"]
 
-#: So many of the largest that are allowed, or any number of smaller ones.
-_LARGEST: Final = 12
+LARGEST_AT_ONCE: Final = 12
+"""So many of the largest that are allowed; of smaller ones as many as need no more room than these."""
 
 
 class UploadRoom:
@@ -20,7 +20,7 @@ class UploadRoom:
 
     def __init__(self, upload_max_bytes: int) -> None:
         self._largest_bytes = upload_max_bytes
-        self._free_bytes = _LARGEST * upload_max_bytes
+        self._free_bytes = LARGEST_AT_ONCE * upload_max_bytes
 
     @contextmanager
     def hold(self, size_bytes: int | None) -> Iterator[None]:
