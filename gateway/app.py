@@ -12,6 +12,7 @@ import structlog
 from aiohttp import web
 
 from actors import ReplicaClient, user_version
+from gateway.admission import UploadRoom
 from gateway.auth import Authenticator
 from gateway.config import GatewaySettings
 from gateway.events import Streams
@@ -28,7 +29,7 @@ from store.documents import Documents
 from store.epoch import Bookmark
 from store.errors import ObjectError, ObjectsUnavailable, SettingError
 from store.objects import open_objects
-from store.objects.pictures import PictureProcess
+from store.objects.picture_process import PictureProcess
 from store.objects.signing import open_signed_urls
 from store.primary import Connection, Primary
 from store.reads import PrimaryReads
@@ -67,6 +68,7 @@ class Gateway:
         self.objects = open_objects(data, store)
         self.urls = open_signed_urls(data, store, self.objects)
         self.storage_limits = Limits(store.storage_free_bytes, store.storage_pro_bytes, store.storage_enterprise_bytes)
+        self.upload_room = UploadRoom(settings.upload_max_bytes)
         self.started_at = time.monotonic()
         self._url = primary_url
         self._store = store
@@ -107,7 +109,7 @@ class Gateway:
         )
         await self.streams.start()
         self.operators = Operators(self.primary, self.client, self.documents)
-        self.housekeeping = Housekeeping(self.primary, self.objects, trash_s=store.trash_days * 86_400)
+        self.housekeeping = Housekeeping(self.primary, self.objects, self.metrics, trash_s=store.trash_days * 86_400)
         self.housekeeping.start()
         self.pictures = PictureProcess(
             max_bytes=self.settings.upload_max_bytes, max_pixels=self.settings.upload_max_pixels

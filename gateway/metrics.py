@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from actors import BUCKETS_S, HostStats
+from store.deletions import Backlog
 
 __all__ = ["GatewayMetrics", "exposition"]
 
@@ -23,6 +24,7 @@ class GatewayMetrics:
     """Requests of one gateway process since it started."""
 
     __slots__ = (
+        "deletions",
         "events",
         "latency",
         "latency_seconds",
@@ -40,6 +42,7 @@ class GatewayMetrics:
         self.streams = 0
         self.events = 0
         self.resyncs = 0
+        self.deletions = Backlog(0, 0.0)
         self.latency = [0] * (len(_LATENCY_S) + 1)
         self.latency_seconds = 0.0
 
@@ -98,6 +101,22 @@ class _Scrape:
             counter = CounterMetricFamily(name, text, labels=("gateway",))
             counter.add_metric((self._gateway,), count)
             yield counter
+        deletions = self._metrics.deletions  # as of the last look, of which there are four a minute
+        for name, text, value in (
+            (
+                "peruse_deletions_waiting",
+                "Objects of deleted rows that are still there; 10000: or more.",
+                deletions.objects,
+            ),
+            (
+                "peruse_deletions_oldest_seconds",
+                "How long the oldest of them has waited, at least.",
+                deletions.oldest_s,
+            ),
+        ):
+            gauge = GaugeMetricFamily(name, text, labels=("gateway",))
+            gauge.add_metric((self._gateway,), value)
+            yield gauge
         latency = HistogramMetricFamily("peruse_http_seconds", "Time to answer a request.", labels=("gateway",))
         latency.add_metric(
             (self._gateway,), _cumulative(_LATENCY_S, self._metrics.latency), self._metrics.latency_seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.routes import admin, events, files, health, images, internal, references
+from gateway.routes.context import admitted
 
 __all__ = ["add_routes"]
 
@@ -16,7 +17,7 @@ def add_routes(app: web.Application) -> None:
             # The caller's own gallery: a user's token or API key.
             web.get("/api/images", images.list_images, allow_head=False),
             web.get("/api/v1/images", images.list_images, allow_head=False),
-            web.post("/api/images/upload", images.upload),
+            web.post("/api/images/upload", admitted(images.upload)),
             web.post("/api/images/sync", images.sync),
             web.delete("/api/images/trash", images.empty_trash),
             web.get("/api/images/{id}", images.get_image, allow_head=False),
@@ -24,13 +25,13 @@ def add_routes(app: web.Application) -> None:
             web.delete("/api/images/{id}", images.delete_image),
             web.post("/api/images/{id}/restore", images.restore_image),
             web.get("/api/references", references.list_references, allow_head=False),
-            web.post("/api/references", references.upload),
+            web.post("/api/references", admitted(references.upload)),
             web.get("/api/references/{id}", references.get_reference, allow_head=False),
             web.delete("/api/references/{id}", references.delete_reference),
             web.get("/api/events", events.events, allow_head=False),
             # Any user's gallery: a service's token.
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),
-            web.post("/internal/users/{user}/images", internal.save_image),
+            web.post("/internal/users/{user}/images", admitted(internal.save_image)),
             web.post("/internal/users/{user}/sync", internal.sync),
             # Bytes, for whoever has the URL.
             web.get("/files/{key:.+}", files.get_file),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from multidict import istr
 
 from actors import Terms
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GATEWAY",
+    "admitted",
     "caller",
     "flag",
     "gallery_query",
@@ -55,6 +57,16 @@ _WISHES: Final = frozenset(
 _MAX_QUERIES: Final = 20_000
 #: Query string → encoded query. Parsing costs more than all the rest of a kept page's read.
 _queries: dict[str, bytes] = {}
+
+
+def admitted(handler: Handler) -> Handler:
+    """The handler of an upload, which is refused before its body is read when there is no room for it."""
+
+    async def admit(request: web.Request) -> web.StreamResponse:
+        with request.app[GATEWAY].upload_room.hold(request.content_length):
+            return await handler(request)
+
+    return admit
 
 
 async def caller(request: web.Request) -> Identity:

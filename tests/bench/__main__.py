@@ -1,4 +1,4 @@
-"""The run: start, import, reads, writes, seeds, sweeps, start again, memory, streams, Zipf.
+"""The run: start, import, reads, writes, uploads, seeds, sweeps, start again, memory, streams, Zipf.
 
 Exit code 1 when a goal is missed; of the quick run, when a ratio fell.
 """
@@ -31,6 +31,7 @@ from tests.bench.runs import CHART, COMMITTED, OUT, bench_folder, run, say
 from tests.bench.seeds import SEED_ROWS, measure_seeds
 from tests.bench.streams import measure_streams
 from tests.bench.sweeps import measure_sweeps
+from tests.bench.uploads import measure_uploads
 from tests.bench.writes import measure_writes
 from tests.bench.zipf import budget_mb, measure_zipf
 
@@ -92,6 +93,8 @@ def _measure(folder: Path, stack: ExitStack, plan: Plan) -> tuple[list[Line], di
     say(f"{plan.runs} runs of {plan.arrivals} writes that arrive, and of {plan.waits} reads that wait")
     lines += uvloop.run(measure_arrivals(instance.url, tokens, plan))
     lines += uvloop.run(measure_waits(instance.url, primary_url, tokens, plan))
+    say("uploads")
+    lines += measure_uploads(instance, token, plan, folder=folder)
     say(f"{plan.seeds} seeds")
     lines += uvloop.run(measure_seeds(primary_url, seeded, folder))
     say(f"{plan.cold_users} cold users, {len(warm)} passive ones")

@@ -23,7 +23,8 @@ import thumbhash
 from PIL import Image, ImageCms, PngImagePlugin
 
 from store.errors import BrokenPicture, PictureError, PicturesBusy, PictureTooLarge, UnsupportedPicture
-from store.objects.pictures import Picture, PictureProcess, prepare
+from store.objects.picture_process import PictureProcess
+from store.objects.pictures import Picture, prepare
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/avif": "AVIF"}
 RED, BLUE = (220, 20, 20), (20, 20, 220)
@@ -506,9 +507,18 @@ async def test_worker_that_cannot_start_blames_no_picture() -> None:
     await process.close()
 
 
+async def test_worker_goes_behind_whoever_answers_requests(process: PictureProcess) -> None:
+    """Lower priority, and never ahead of its turn."""
+    pid = await worker_of(process)
+
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+    if sys.platform == "linux":
+        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+
+
 PARENT = """
 import asyncio, multiprocessing, sys, time
-from store.objects.pictures import PictureProcess
+from store.objects.picture_process import PictureProcess
 
 async def main():
     process = PictureProcess()
