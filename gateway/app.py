@@ -28,7 +28,7 @@ from store.documents import Documents
 from store.epoch import Bookmark
 from store.errors import ObjectError, ObjectsUnavailable, SettingError
 from store.objects import open_objects
-from store.objects.pictures import PictureProcess
+from store.objects.picture_process import PictureProcess
 from store.objects.signing import open_signed_urls
 from store.primary import Connection, Primary
 from store.reads import PrimaryReads
