@@ -171,6 +171,13 @@ async def forget(connection: Connection, keys: Sequence[str]) -> None:
     await connection.execute(_FORGET, keys)
 
 
+async def forget_unless_named(primary: Primary, id: uuid.UUID, keys: Sequence[str]) -> None:
+    """The same for objects that came when their attempt was gone, with its user. Otherwise whoever has the job now
+    finds them."""
+    if not await primary.fetch("select from attempts where id = $1", id):
+        await primary.fetch(_FORGET, keys)
+
+
 async def finish(connection: Connection, id: uuid.UUID) -> None:
     """All objects that it had named are there."""
     await connection.execute(_FINISH, id)

@@ -110,7 +110,7 @@ class Runner:
         self._most = {name: self._rhythm.provider_jobs.get(name, _PROVIDER_JOBS) for name in providers}
         self._write = Writer(primary, on_change)
         self._requests = Requests(primary, objects, urls)
-        delivery = Delivery(self._write, objects, pictures, fetch, moderation, limits, owner_secret)
+        delivery = Delivery(primary, self._write, objects, pictures, fetch, moderation, limits, owner_secret)
         self._caller = Caller(
             primary, self._write, providers, models, prices, delivery, own_key, self.tally,
             policy=policy or Policy(), dice=dice or Random(), every_s=self._rhythm.poll_s,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -11,31 +10,7 @@ from pydantic import SecretStr
 from store.generation import attempts, calling, delivering, runner
 from store.generation.providers import Done, Provider, Request, Task
 from tests.generation.jobs_world import JobsWorld
-
-
-class Killed(BaseException):
-    """The process is gone: nobody catches this, so nothing is written after it."""
-
-
-class Steps:
-    """Ends the runner at a step, once."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.monkeypatch, self.killed = monkeypatch, 0
-
-    def at(self, module: Any, name: str, *, before: bool) -> None:
-        """Before or behind a call of `module.name`, in the first runner that gets there."""
-        real: Callable[..., Awaitable[Any]] = getattr(module, name)
-
-        async def killing(*args: Any, **options: Any) -> Any:
-            if self.killed:
-                return await real(*args, **options)
-            if not before:
-                await real(*args, **options)
-            self.killed += 1
-            raise Killed(name)
-
-        self.monkeypatch.setattr(module, name, killing)
+from tests.generation.steps import Killed, Steps
 
 
 class Asked:
@@ -53,11 +28,6 @@ class Asked:
         found = None if self._before else await self._real.submit(request, key=key)
         self._steps.killed += 1
         raise Killed(f"with {found}")
-
-
-@pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
-    return Steps(monkeypatch)
 
 
 async def resumed(jobs: JobsWorld, steps: Steps, provider: str, **first: Any) -> dict[str, Any]:
