@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from actors.config import HostSettings
+from actors.config import HostSettings, WorkerSettings
 from gateway.config import GatewaySettings
 from store.config import Settings, StoreSettings
 
@@ -17,7 +17,7 @@ __all__ = ["README", "in_readme", "settings_table"]
 
 README: Final = Path(__file__).parent.parent / "README.md"
 _HEAD: Final = "| setting | default | what |\n|---|---|---|\n"
-_CLASSES: Final[tuple[type[Settings], ...]] = (StoreSettings, HostSettings, GatewaySettings)
+_CLASSES: Final[tuple[type[Settings], ...]] = (StoreSettings, HostSettings, GatewaySettings, WorkerSettings)
 
 
 def settings_table() -> str:
