@@ -10,6 +10,8 @@ StoreError
 ├── InvalidQuery            a list query or page token is malformed
 ├── InvalidValue            a value breaks a rule of its column
 ├── NotFound                no such row for this owner
+├── NameTaken               the owner has another row of this name
+├── LimitReached            the owner has as many of something as may be
 ├── StorageQuotaExceeded    the owner's plan has no room for so many bytes
 ├── ReservationEnded        room that was reserved for an upload is not held any more
 ├── PictureError            bytes that are not a picture we keep
@@ -42,6 +44,8 @@ __all__ = [
     "FolderUnusable",
     "InvalidQuery",
     "InvalidValue",
+    "LimitReached",
+    "NameTaken",
     "NotFound",
     "ObjectError",
     "ObjectExists",
@@ -111,6 +115,14 @@ class InvalidValue(StoreError):
 
 class NotFound(StoreError):
     """Raised when the owner has no such row. Whether somebody else has it is never told."""
+
+
+class NameTaken(StoreError):
+    """Raised when the owner has another row of the same name."""
+
+
+class LimitReached(StoreError):
+    """Raised when the owner has as many of something as anybody may."""
 
 
 class StorageQuotaExceeded(StoreError):
