@@ -11,13 +11,18 @@ import msgspec
 from aiohttp import web
 
 from actors import CallError, Overloaded
+from store.credits import as_json, refused
 from store.errors import (
     BrokenPicture,
+    BudgetExceeded,
     FetchError,
     FetchFailed,
     FetchTooLarge,
+    InsufficientCredits,
     InvalidQuery,
     InvalidValue,
+    LimitReached,
+    NameTaken,
     NotFound,
     ObjectsUnavailable,
     PictureError,
@@ -84,6 +89,10 @@ _TABLE: Final[tuple[tuple[type[Exception], int, str], ...]] = (
     (InvalidQuery, 400, "invalid_request"),
     (InvalidValue, 400, "invalid_request"),
     (NotFound, 404, "not_found"),
+    (NameTaken, 409, "name_taken"),
+    (LimitReached, 409, "limit_reached"),
+    (InsufficientCredits, 402, "insufficient_credits"),
+    (BudgetExceeded, 402, "budget_exceeded"),
     (UnsupportedPicture, 415, "unsupported_picture"),
     (BrokenPicture, 422, "broken_picture"),
     (PictureTooLarge, 413, "too_large"),
@@ -102,15 +111,17 @@ _TABLE: Final[tuple[tuple[type[Exception], int, str], ...]] = (
     (CallError, 503, "replica_unavailable"),
 )
 _TITLES: Final = {
-    400: "Bad request", 401: "Unauthorized", 403: "Forbidden", 404: "Not found", 405: "Method not allowed",
-    413: "Too large", 415: "Unsupported media type", 416: "Range not satisfiable", 422: "Unprocessable",
-    429: "Too many", 500: "Internal error", 502: "Bad gateway", 503: "Unavailable",
+    400: "Bad request", 401: "Unauthorized", 402: "Payment required", 403: "Forbidden", 404: "Not found",
+    405: "Method not allowed", 409: "Conflict", 413: "Too large", 415: "Unsupported media type",
+    416: "Range not satisfiable", 422: "Unprocessable", 429: "Too many", 500: "Internal error", 502: "Bad gateway",
+    503: "Unavailable",
 }  # fmt: skip
 _RETRY_AFTER_S: Final = "1"
 
 
 def problem_of(error: Exception) -> tuple[int, str, str, str | None]:
     """(status, code, detail, field) of an error; 500 without any detail for what we did not expect."""
+    error = refused(error) or error
     if isinstance(error, Problem):
         return error.status, error.code, str(error), error.field
     if isinstance(error, web.HTTPException):
@@ -139,8 +150,26 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def _members(error: Exception) -> dict[str, Any]:
+    """What a client can count with."""
+    match error:
+        case StorageQuotaExceeded():
+            return {name: getattr(error, name) for name in ("used_bytes", "reserved_bytes", "limit_bytes")}
+        case InsufficientCredits():
+            return {"balance_credits": as_json(error.balance_tenths), "cost_credits": as_json(error.needed_tenths)}
+        case BudgetExceeded():
+            return {
+                "period": error.period,
+                "budget_credits": as_json(error.budget_tenths),
+                "spent_credits": as_json(error.spent_tenths),
+                "cost_credits": as_json(error.needed_tenths),
+            }
+    return {}
+
+
 def problem_response(error: Exception, request_id: str) -> web.Response:
     """The response for an error."""
+    error = refused(error) or error
     status, code, detail, field = problem_of(error)
     detail = _printable(detail)
     body: dict[str, Any] = {
@@ -155,8 +184,7 @@ def problem_response(error: Exception, request_id: str) -> web.Response:
     }
     if field is not None:
         body["field"] = _printable(field)
-    if isinstance(error, StorageQuotaExceeded):
-        body |= {name: getattr(error, name) for name in ("used_bytes", "reserved_bytes", "limit_bytes")}
+    body |= _members(error)
     response = web.Response(
         status=status, body=msgspec.json.encode(body), content_type="application/problem+json",
         headers={"Cache-Control": "no-store"},

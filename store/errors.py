@@ -12,6 +12,8 @@ StoreError
 ├── NotFound                no such row for this owner
 ├── NameTaken               the owner has another row of this name
 ├── LimitReached            the owner has as many of something as may be
+├── InsufficientCredits     the owner's balance does not cover it
+├── BudgetExceeded          the owner's own budget of a day or a month does not cover it
 ├── StorageQuotaExceeded    the owner's plan has no room for so many bytes
 ├── ReservationEnded        room that was reserved for an upload is not held any more
 ├── PictureError            bytes that are not a picture we keep
@@ -35,6 +37,7 @@ from __future__ import annotations
 
 __all__ = [
     "BrokenPicture",
+    "BudgetExceeded",
     "EmbeddedPostgresError",
     "FetchError",
     "FetchFailed",
@@ -42,6 +45,7 @@ __all__ = [
     "FetchTooLarge",
     "FolderInUse",
     "FolderUnusable",
+    "InsufficientCredits",
     "InvalidQuery",
     "InvalidValue",
     "LimitReached",
@@ -123,6 +127,26 @@ class NameTaken(StoreError):
 
 class LimitReached(StoreError):
     """Raised when the owner has as many of something as anybody may."""
+
+
+class InsufficientCredits(StoreError):
+    """Raised when `needed_tenths` of a credit are more than the balance; nothing was spent."""
+
+    def __init__(self, message: str, *, balance_tenths: int, needed_tenths: int) -> None:
+        super().__init__(message)
+        self.balance_tenths = balance_tenths
+        self.needed_tenths = needed_tenths
+
+
+class BudgetExceeded(StoreError):
+    """Raised when `needed_tenths` would be over the owner's budget of a `period`, day or month; nothing was spent."""
+
+    def __init__(self, message: str, *, period: str, budget_tenths: int, spent_tenths: int, needed_tenths: int) -> None:
+        super().__init__(message)
+        self.period = period
+        self.budget_tenths = budget_tenths
+        self.spent_tenths = spent_tenths
+        self.needed_tenths = needed_tenths
 
 
 class StorageQuotaExceeded(StoreError):
