@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 _SLOW_S: Final = 0.1
 #: How long a request waited because its client wished to: nobody's slowness.
-WAITED_S: Final = "waited_s"
+WAITED_S: Final = web.RequestKey("waited_s", float)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EXPOSED: Final = (
     "ETag, Idempotency-Replayed, Location, Peruse-Age, Peruse-Bookmark, Peruse-Outcome, Peruse-Source, "
