@@ -155,7 +155,9 @@ def problem_of(error: Exception) -> tuple[int, str, str, str | None]:
         return error.status, _http_code(error), _http_detail(error), None
     for kind, status, code in _TABLE:
         if isinstance(error, kind):
-            return status, code, str(error), getattr(error, "field", None) or None
+            field = getattr(error, "field", None)
+            is_unknown = isinstance(error, InvalidRequest) and not field  # only the provider knows it
+            return status, code, str(error), None if is_unknown else field
     return 500, "internal", "something went wrong on our side", None
 
 
