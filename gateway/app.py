@@ -31,7 +31,7 @@ from store.errors import ObjectError, ObjectsUnavailable, SettingError
 from store.generation.catalog import open_catalog
 from store.generation.config import ProviderSettings
 from store.objects import open_objects
-from store.objects.pictures import PictureProcess
+from store.objects.picture_process import PictureProcess
 from store.objects.signing import open_signed_urls
 from store.primary import Connection, Primary
 from store.reads import PrimaryReads
