@@ -38,7 +38,7 @@ from store.errors import (
     StorageQuotaExceeded,
     UnsupportedPicture,
 )
-from store.generation.errors import GenerationError, InvalidRequest, PromptRequired
+from store.generation.errors import BadCallback, GenerationError, InvalidRequest, PromptRequired
 
 __all__ = [
     "BadRequest",
@@ -112,6 +112,8 @@ _TABLE: Final[tuple[tuple[type[Exception], int, str], ...]] = (
     (InvalidValue, 400, "invalid_request"),
     (NotFound, 404, "not_found"),
     (InvalidRequest, 400, "invalid_request"),
+    (BadCallback, 400, "bad_callback"),
+    (GenerationError, 503, "provider_unavailable"),  # a provider was to be asked, and did not answer
     (NoProviderKey, 409, "provider_key_required"),
     (AlreadyEnded, 409, "already_ended"),
     (KeyInFlight, 409, "idempotency_in_flight"),

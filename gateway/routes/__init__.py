@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.routes import admin, events, files, generations, health, images, internal, models, references
+from gateway.routes import admin, callbacks, events, files, generations, health, images, internal, models, references
 
 __all__ = ["add_routes"]
 
@@ -42,6 +42,8 @@ def add_routes(app: web.Application) -> None:
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),
             web.post("/internal/users/{user}/images", internal.save_image),
             web.post("/internal/users/{user}/sync", internal.sync),
+            # For providers, at addresses that only they were told.
+            web.post("/callbacks/{provider}/{token}", callbacks.called_back),
             # Bytes, for whoever has the URL.
             web.get("/files/{key:.+}", files.get_file),
             # For operators: an admin's token.

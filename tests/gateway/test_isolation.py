@@ -442,6 +442,26 @@ async def _file(world: World, me: Person, other: Person) -> list[Reply]:
     return replies
 
 
+@case("POST", "/callbacks/{provider}/{token}")
+async def _called_back(world: World, me: Person, other: Person) -> list[Reply]:
+    """Whoever knows a task of another's learns nothing, with the address or without."""
+    job = await _job_of(world, other)
+    sql = (
+        "insert into attempts (job_id, owner_id, call, number, provider, model, fence, state, task_id) "
+        "values ($1, $2, 0, 1, 'nanobanana', 'm', 1, 'submitted', $3) on conflict do nothing"
+    )
+    await world.write(other.name, lambda c: c.execute(sql, uuid.UUID(job), other.name, other.canary))
+    token = world.gateway.callbacks._token("nanobanana")
+    body = {"code": 200, "data": {"taskId": other.canary}}
+    replies = [
+        await world.request("POST", f"/callbacks/nanobanana/{text}", user=me.name, json=body)
+        for text in (token, token[::-1])
+    ]
+    assert [reply.status for reply in replies] == [204, 404]
+    assert replies[0].body == b""
+    return replies
+
+
 @case("GET", "/healthz")
 @case("HEAD", "/healthz")
 @case("GET", "/readyz")
@@ -495,7 +515,7 @@ async def test_role_decides_about_the_address(shared: World, route: tuple[str, s
         assert {(await shared.request(method, canonical, role=role)).status for role in ("user", "service")} == {403}
         return  # an admin's would make every replica of the shared world anew
     if not canonical.startswith(("/api/", "/internal/", "/admin/")):
-        assert canonical.startswith("/files/") or canonical in ("/healthz", "/readyz", "/metrics")
+        assert canonical.startswith(("/files/", "/callbacks/")) or canonical in ("/healthz", "/readyz", "/metrics")
         return
     path = canonical.replace("{id}", str(uuid.uuid4())).replace("{user}", "cara")
 

@@ -35,6 +35,11 @@ async def planned(primary: Primary, user: str = "ana", catalog: Catalog = CATALO
         return await plan(connection, user, Wanted(**wanted), catalog)
 
 
+async def catalog_of(**given: str) -> Catalog:
+    async with open_catalog(ProviderSettings(**given)) as (catalog, _):
+        return catalog
+
+
 async def created(primary: Primary, user: str = "ana", **wanted: Any) -> list[Any]:
     """The rows that were made."""
 
@@ -132,14 +137,14 @@ def test_layers_replace_sizes_as_a_whole() -> None:
 async def test_default_model_is_the_operators(tmp_path: Any) -> None:
     """mission: 5"""
     workers_ai = {"workers_ai_key": "k", "workers_ai_account": "a"}
-    assert (await open_catalog(ProviderSettings())).default == "builtin"
-    assert (await open_catalog(ProviderSettings(**workers_ai))).default == SDXL
-    assert (await open_catalog(ProviderSettings(default_model="openai/dall-e-3"))).default == "openai/dall-e-3"
+    assert (await catalog_of()).default == "builtin"
+    assert (await catalog_of(**workers_ai)).default == SDXL
+    assert (await catalog_of(**workers_ai, default_model="openai/dall-e-3")).default == "openai/dall-e-3"
     with pytest.raises(SettingError, match="PERUSE_DEFAULT_MODEL: there is no model 'nothing'"):
-        await open_catalog(ProviderSettings(default_model="nothing"))
+        await catalog_of(default_model="nothing")
     prices = tmp_path / "prices.toml"
     prices.write_text('["mine"]\nlike = "openai/dall-e-3"\ncredits = "0.5"\n')
-    catalog = await open_catalog(ProviderSettings(prices_file=str(prices), default_model="mine"))
+    catalog = await catalog_of(prices_file=str(prices), default_model="mine")
     told = {model["id"]: bytes(model["prices"]["credits"]) for model in catalog.told(())}
     assert (catalog.default, told["mine"]) == ("mine", b"0.5")
 
