@@ -240,7 +240,9 @@ async def test_remix_keeps_all_but_the_seed_and_tells_what_it_drops(studio: Worl
 
     again = (await generate(studio, user, remix_of=job["id"])).json
     other = (await generate(studio, user, remix_of=job["id"], model="@cf/black-forest-labs/flux-1-schnell")).json
-    changed = (await generate(studio, user, remix_of=job["id"], prompt="an owl", steps=4)).json
+    changed = (
+        await generate(studio, user, remix_of=job["id"], prompt="an owl", steps=4, options={"strength": 0.5})
+    ).json
 
     assert again["dropped"] == []
     assert again["generation"]["params"].pop("seed") != job["params"].pop("seed") == 5
@@ -250,6 +252,7 @@ async def test_remix_keeps_all_but_the_seed_and_tells_what_it_drops(studio: Worl
     assert other["generation"]["image_size"] == "1024x1024"
     assert other["generation"]["params"] == {"width": 1024, "height": 1024, "steps": 4, "visibility": "public"}
     assert (changed["generation"]["prompt"], changed["generation"]["params"]["steps"]) == ("an owl", 4)
+    assert changed["generation"]["params"]["options"] == {"guidance": 7.5, "strength": 0.5}
 
 
 async def test_remix_of_a_picture_is_that_of_its_job(shared: World, user: str) -> None:
@@ -342,7 +345,7 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
     ({"prompt": "x", "watermark": "a\nb"}, "watermark"),
     ({"prompt": "x", "watermark": "w" * 65}, "watermark"),
     ({"prompt": "x", "watermark": "漢字"}, "watermark"),
-    ({"prompt": "x", "model": SDXL, "watermark": "w"}, "watermark"),
+    ({"prompt": "x", "model": SDXL, "watermark": "w\0"}, "watermark"),
     ({"prompt": "x", "options": {"guidance": 5}}, "guidance"),
     ({"prompt": "x", "model": SDXL, "options": {"guidance": "\0"}}, "options"),
     ({"prompt": "x", "model": SDXL, "options": {"guidance": "x" * 16_000}}, "options"),

@@ -182,6 +182,13 @@ async def test_row_says_all_that_it_takes_to_draw_it(primary: Primary) -> None:
     assert len(await primary.fetch("select 1 from queue")) == 2
 
 
+async def test_watermark_goes_with_every_model(primary: Primary) -> None:
+    """Whoever writes it. mission: 16"""
+    for model in TABLE:
+        (draft,) = (await planned(primary, prompt="a fox", model=model.id, watermark="(c) ana")).drafts
+        assert draft.watermark == "(c) ana"
+
+
 async def test_all_of_a_batch_is_covered_or_nothing_is_made(primary: Primary) -> None:
     """mission: 30"""
     await with_credits(primary, 59)
