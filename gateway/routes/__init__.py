@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.routes import admin, events, files, health, images, internal, references
+from gateway.routes import admin, callbacks, events, files, generations, health, images, internal, models, references
 from gateway.routes.context import admitted
 
 __all__ = ["add_routes"]
@@ -17,6 +17,7 @@ def add_routes(app: web.Application) -> None:
             # The caller's own gallery: a user's token or API key.
             web.get("/api/images", images.list_images, allow_head=False),
             web.get("/api/v1/images", images.list_images, allow_head=False),
+            web.post("/api/images", generations.generate_image),
             web.post("/api/images/upload", admitted(images.upload)),
             web.post("/api/images/sync", images.sync),
             web.delete("/api/images/trash", images.empty_trash),
@@ -28,11 +29,22 @@ def add_routes(app: web.Application) -> None:
             web.post("/api/references", admitted(references.upload)),
             web.get("/api/references/{id}", references.get_reference, allow_head=False),
             web.delete("/api/references/{id}", references.delete_reference),
+            web.post("/api/generations", generations.create_generation),
+            web.post("/api/generate", generations.create_generation),
+            web.post("/api/v1/images/generate", generations.create_generation),
+            web.post("/api/generations/estimate", generations.estimate_generation),
+            web.get("/api/generations/{id}", generations.get_generation, allow_head=False),
+            web.delete("/api/generations/{id}", generations.cancel_generation),
+            web.get("/api/generations/{id}/events", generations.follow_generation, allow_head=False),
+            web.get("/api/batches/{id}", generations.get_batch, allow_head=False),
+            web.get("/api/models", models.list_models, allow_head=False),
             web.get("/api/events", events.events, allow_head=False),
             # Any user's gallery: a service's token.
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),
             web.post("/internal/users/{user}/images", admitted(internal.save_image)),
             web.post("/internal/users/{user}/sync", internal.sync),
+            # For providers, at addresses that only they were told.
+            web.post("/callbacks/{provider}/{token}", callbacks.called_back),
             # Bytes, for whoever has the URL.
             web.get("/files/{key:.+}", files.get_file),
             # For operators: an admin's token.

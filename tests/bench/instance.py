@@ -52,11 +52,12 @@ class Instance:
         self._importing: Process | None = None
         self.url = ""
 
-    def start(self, *, hosts: int = 1, gateways: int = 1) -> Started:
-        """Start it, and read as soon as it can be read."""
+    def start(self, *, hosts: int = 1, gateways: int = 1, workers: int | None = None) -> Started:
+        """Start it, with the command's own number of workers if None, and read as soon as it can be read."""
         started = time.monotonic()
         port = _free_port()
         counts = ["--hosts", str(hosts), "--gateways", str(gateways)]
+        counts += [] if workers is None else ["--workers", str(workers)]
         command = [*_PERUSE, "serve", "--data", str(self.data), "--port", str(port), *counts]
         self._serve = Process("peruse serve", command, log=self._log)
         self._serve.wait_until(lambda: self._answers(f"http://127.0.0.1:{port}"), what="answer a read", timeout_s=120)
