@@ -173,7 +173,7 @@ def refused(error: BaseException) -> StoreError | None:
         )
     period, budget, spent, needed = told["period"], told["budget"], told["spent"], told["needed"]
     return BudgetExceeded(
-        f"this takes {credits_text(needed)} credits, and of the {period}'s budget of {credits_text(budget)} "
+        f"this takes {credits_text(needed)} credits, and of the {period}'s budget of {credits_text(budget)} credits "
         f"{credits_text(spent)} are spent",
         period=period,
         budget_tenths=budget,
