@@ -13,6 +13,7 @@ from aiohttp import web
 from actors import CallError, Overloaded
 from store.credits import as_json, refused
 from store.errors import (
+    AlreadyEnded,
     BrokenPicture,
     BudgetExceeded,
     FetchError,
@@ -21,8 +22,11 @@ from store.errors import (
     InsufficientCredits,
     InvalidQuery,
     InvalidValue,
+    KeyInFlight,
+    KeyReused,
     LimitReached,
     NameTaken,
+    NoProviderKey,
     NotFound,
     ObjectsUnavailable,
     PictureError,
@@ -34,8 +38,18 @@ from store.errors import (
     StorageQuotaExceeded,
     UnsupportedPicture,
 )
+from store.generation.errors import GenerationError, InvalidRequest, PromptRequired
 
-__all__ = ["BadRequest", "Forbidden", "Problem", "TooMany", "Unauthorized", "problem_of", "problem_response"]
+__all__ = [
+    "BadRequest",
+    "Forbidden",
+    "NotGenerated",
+    "Problem",
+    "TooMany",
+    "Unauthorized",
+    "problem_of",
+    "problem_response",
+]
 
 
 class Problem(Exception):
@@ -77,6 +91,14 @@ class TooLarge(Problem):
     code = "too_large"
 
 
+class NotGenerated(Problem):
+    """Raised when somebody waited for pictures and there will be none; `code` is what the job ended in."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
 class TooMany(Problem):
     """Raised when the caller, or this process, has as many of something as it may."""
 
@@ -89,6 +111,11 @@ _TABLE: Final[tuple[tuple[type[Exception], int, str], ...]] = (
     (InvalidQuery, 400, "invalid_request"),
     (InvalidValue, 400, "invalid_request"),
     (NotFound, 404, "not_found"),
+    (InvalidRequest, 400, "invalid_request"),
+    (NoProviderKey, 409, "provider_key_required"),
+    (AlreadyEnded, 409, "already_ended"),
+    (KeyInFlight, 409, "idempotency_in_flight"),
+    (KeyReused, 422, "idempotency_key_reused"),
     (NameTaken, 409, "name_taken"),
     (LimitReached, 409, "limit_reached"),
     (InsufficientCredits, 402, "insufficient_credits"),
@@ -128,7 +155,7 @@ def problem_of(error: Exception) -> tuple[int, str, str, str | None]:
         return error.status, _http_code(error), _http_detail(error), None
     for kind, status, code in _TABLE:
         if isinstance(error, kind):
-            return status, code, str(error), getattr(error, "field", None)
+            return status, code, str(error), getattr(error, "field", None) or None
     return 500, "internal", "something went wrong on our side", None
 
 
@@ -167,6 +194,15 @@ def _members(error: Exception) -> dict[str, Any]:
     return {}
 
 
+def _sentence(error: Exception, status: int, detail: str) -> str:
+    """The member `error`: what the documents say where they say something."""
+    if status == 401:
+        return _TITLES[401]
+    if isinstance(error, PromptRequired):
+        return error.error
+    return GenerationError.error if isinstance(error, NotGenerated) else detail
+
+
 def problem_response(error: Exception, request_id: str) -> web.Response:
     """The response for an error."""
     error = refused(error) or error
@@ -180,7 +216,7 @@ def problem_response(error: Exception, request_id: str) -> web.Response:
         "code": code,
         "request_id": request_id,
         "success": False,
-        "error": _TITLES[401] if status == 401 else detail,
+        "error": _sentence(error, status, detail),
     }
     if field is not None:
         body["field"] = _printable(field)
@@ -191,7 +227,7 @@ def problem_response(error: Exception, request_id: str) -> web.Response:
     )  # fmt: skip
     if status == 401:
         response.headers["WWW-Authenticate"] = 'Bearer realm="peruse"'
-    if status in (429, 503):
+    if status in (429, 503) or isinstance(error, KeyInFlight):
         response.headers["Retry-After"] = _RETRY_AFTER_S
     if isinstance(error, web.HTTPMethodNotAllowed):
         response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))

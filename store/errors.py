@@ -14,6 +14,10 @@ StoreError
 ├── LimitReached            the owner has as many of something as may be
 ├── InsufficientCredits     the owner's balance does not cover it
 ├── BudgetExceeded          the owner's own budget of a day or a month does not cover it
+├── NoProviderKey           nobody has a key at the provider of a model
+├── AlreadyEnded            a job that is over cannot be canceled
+├── KeyInFlight             a request with the same idempotency key is being answered
+├── KeyReused               an idempotency key was used for another request
 ├── StorageQuotaExceeded    the owner's plan has no room for so many bytes
 ├── ReservationEnded        room that was reserved for an upload is not held any more
 ├── PictureError            bytes that are not a picture we keep
@@ -36,6 +40,7 @@ StoreError
 from __future__ import annotations
 
 __all__ = [
+    "AlreadyEnded",
     "BrokenPicture",
     "BudgetExceeded",
     "EmbeddedPostgresError",
@@ -48,8 +53,11 @@ __all__ = [
     "InsufficientCredits",
     "InvalidQuery",
     "InvalidValue",
+    "KeyInFlight",
+    "KeyReused",
     "LimitReached",
     "NameTaken",
+    "NoProviderKey",
     "NotFound",
     "ObjectError",
     "ObjectExists",
@@ -147,6 +155,27 @@ class BudgetExceeded(StoreError):
         self.budget_tenths = budget_tenths
         self.spent_tenths = spent_tenths
         self.needed_tenths = needed_tenths
+
+
+class NoProviderKey(StoreError):
+    """Raised when a model's provider can be used by nobody here: neither we nor the user have a key there."""
+
+    def __init__(self, provider: str, model: str) -> None:
+        super().__init__(f"{model} needs a key of {provider}: there is none here, and you have given none of your own")
+        self.provider = provider
+        self.model = model
+
+
+class AlreadyEnded(StoreError):
+    """Raised when a job has its final state."""
+
+
+class KeyInFlight(StoreError):
+    """Raised when a request with the same idempotency key is being answered right now."""
+
+
+class KeyReused(StoreError):
+    """Raised when an idempotency key comes with another request than before."""
 
 
 class StorageQuotaExceeded(StoreError):
