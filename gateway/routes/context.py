@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
+import msgspec
 from aiohttp import web
 from multidict import istr
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GATEWAY",
+    "answered",
     "caller",
     "flag",
     "gallery_query",
@@ -197,6 +199,14 @@ async def read_response(request: web.Request, user: str, encoded: bytes) -> web.
         kind = "Reference image" if isinstance(decode_query(encoded), ReferenceQuery) else "Image"
         raise NotFound(f"{kind} not found")
     return page_response(request, read, Asked(user, encoded, wish, headers.get("If-None-Match")))
+
+
+def answered(members: Mapping[str, Any]) -> web.Response:
+    """The response to a read of the primary: what was found, and nobody keeps it."""
+    body = msgspec.json.encode({"success": True, **members})
+    return web.Response(
+        body=body, content_type="application/json", charset="utf-8", headers={"Cache-Control": "no-store"}
+    )
 
 
 def written(body: bytes, bookmark: Bookmark, *, status: int = 200) -> web.Response:
