@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 import asyncpg
 import pytest
 
-from tests.gateway.asking import replica_of, running
+from store.epoch import Bookmark
 from tests.gateway.test_cli import peruse
 from tests.money import add_job, end_job, lines_of
 from tests.world import World, until
@@ -40,21 +40,23 @@ async def test_credits_are_granted_and_taken_back(world: World) -> None:
     assert row.split()[heading.split().index("balance_credits")] == "5"
 
 
-async def test_the_users_host_hears_of_it_at_once(database: str, tmp_path: Path) -> None:
-    """Not only by the next sweep, which is an hour away."""
-    made = World(tmp_path / "data", database)
-    made.host_settings = made.host_settings.model_copy(update={"sweep_ms": 3_600_000})
-    async with running(made) as world:
-        await run(world, "grant", "ana", "5")
-        await replica_of(world, "ana")
+async def test_the_users_host_hears_of_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, not by its next sweep."""
+    heard: list[tuple[str, int]] = []
+    replicas = world.host._replicas
+    poke = replicas.poke
 
-        await run(world, "grant", "ana", "1")
+    def listen(user: str, bookmark: Bookmark) -> None:
+        heard.append((user, bookmark.version))
+        poke(user, bookmark)
 
-        async def is_there() -> bool:
-            replica = await world.get("/admin/users/ana/replica", user="boss", role="admin")
-            return replica.json["replica"]["lag"] == 0
+    monkeypatch.setattr(replicas, "poke", listen)
 
-        assert await until(is_there)
+    for words in (["grant", "ana", "5"], ["plan", "ana", "pro"]):
+        assert (await run(world, *words)).returncode == 0
+
+    assert await until(lambda: len(heard) == 2)
+    assert heard == [("ana", 1), ("ana", 2)]
 
 
 async def test_a_plan_is_set(world: World) -> None:
