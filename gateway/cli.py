@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 
+from gateway import money_commands
 from gateway.objects_commands import objects
 from gateway.operating import add_commands
-from store.errors import EmbeddedPostgresError, InvalidValue, NotFound, PrimaryUnavailable, SettingError
+from store.errors import (
+    EmbeddedPostgresError,
+    InsufficientCredits,
+    InvalidValue,
+    NotFound,
+    PrimaryUnavailable,
+    SettingError,
+)
 
 if TYPE_CHECKING:
     from store.config import Settings
@@ -46,7 +54,7 @@ def main() -> None:
     """Run a command. Exit codes: 0 done, 1 it failed, 2 something must be set right first, 130 interrupted."""
     try:
         app()
-    except (SettingError, EmbeddedPostgresError, InvalidValue, NotFound) as error:
+    except (SettingError, EmbeddedPostgresError, InvalidValue, InsufficientCredits, NotFound) as error:
         _fail(str(error), 2)
     except PrimaryUnavailable as error:
         _fail(str(error), 1)
@@ -411,6 +419,7 @@ def _shown(value: Any) -> str:
 
 
 add_commands(app)
+money_commands.add_commands(app)
 app.add_typer(objects, name="objects")
 
 if __name__ == "__main__":

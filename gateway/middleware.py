@@ -107,7 +107,7 @@ def allow_origin(request: web.Request, response: web.StreamResponse, origins: tu
     headers["Access-Control-Allow-Origin"] = origin
     headers["Access-Control-Expose-Headers"] = _EXPOSED
     if request.method == "OPTIONS":
-        headers["Access-Control-Allow-Methods"] = "GET, POST, PATCH, DELETE"
+        headers["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
         headers["Access-Control-Allow-Headers"] = (
             "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Peruse-Bookmark, "
             "Peruse-Max-Staleness, Peruse-Max-Wait, Peruse-On-Timeout, Peruse-Validate, Prefer, X-Request-Id"

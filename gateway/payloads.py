@@ -28,6 +28,7 @@ __all__ = [
     "read_json",
     "read_upload",
     "reference_id",
+    "template_id",
 ]
 
 T = TypeVar("T")
@@ -204,6 +205,11 @@ def image_id(request: web.Request) -> uuid.UUID:
 def reference_id(request: web.Request) -> uuid.UUID:
     """The same of a reference image."""
     return _row_id(request, "a reference's id")
+
+
+def template_id(request: web.Request) -> uuid.UUID:
+    """The same of a template."""
+    return _row_id(request, "a template's id")
 
 
 def generation_id(request: web.Request) -> uuid.UUID:

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.routes import admin, callbacks, events, files, generations, health, images, internal, models, references
+from gateway.routes import (
+    admin,
+    callbacks,
+    credits,
+    events,
+    files,
+    generations,
+    health,
+    images,
+    internal,
+    model_settings,
+    models,
+    provider_keys,
+    references,
+    templates,
+)
 from gateway.routes.context import admitted
 
 __all__ = ["add_routes"]
@@ -38,6 +53,19 @@ def add_routes(app: web.Application) -> None:
             web.get("/api/generations/{id}/events", generations.follow_generation, allow_head=False),
             web.get("/api/batches/{id}", generations.get_batch, allow_head=False),
             web.get("/api/models", models.list_models, allow_head=False),
+            web.get("/api/model-settings", model_settings.list_settings, allow_head=False),
+            web.put("/api/model-settings/{model:.+}", model_settings.put_settings),
+            web.delete("/api/model-settings/{model:.+}", model_settings.delete_settings),
+            web.get("/api/provider-keys", provider_keys.list_keys, allow_head=False),
+            web.put("/api/provider-keys/{provider}", provider_keys.put_key),
+            web.delete("/api/provider-keys/{provider}", provider_keys.delete_key),
+            web.get("/api/templates", templates.list_templates, allow_head=False),
+            web.post("/api/templates", templates.create_template),
+            web.get("/api/templates/{id}", templates.get_template, allow_head=False),
+            web.patch("/api/templates/{id}", templates.change_template),
+            web.delete("/api/templates/{id}", templates.delete_template),
+            web.patch("/api/account", credits.change_account),
+            web.get("/api/account/ledger", credits.ledger, allow_head=False),
             web.get("/api/events", events.events, allow_head=False),
             # Any user's gallery: a service's token.
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),
@@ -52,6 +80,9 @@ def add_routes(app: web.Application) -> None:
             web.get("/admin/replicas", admin.replicas, allow_head=False),
             web.get("/admin/users", admin.users, allow_head=False),
             web.delete("/admin/users/{user}", admin.erase),
+            web.post("/admin/users/{user}/credits", credits.grant),
+            web.put("/admin/users/{user}/plan", credits.set_plan),
+            web.get("/admin/users/{user}/ledger", credits.user_ledger, allow_head=False),
             web.get("/admin/users/{user}/replica", admin.inspect, allow_head=False),
             web.get("/admin/users/{user}/replica/export", admin.export, allow_head=False),
             web.post("/admin/users/{user}/replica/passivate", admin.passivate),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from multidict import istr
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "GATEWAY",
     "admitted",
+    "answered",
     "caller",
     "flag",
     "gallery_query",
@@ -210,6 +212,14 @@ async def read_response(request: web.Request, user: str, encoded: bytes) -> web.
         kind = "Reference image" if isinstance(decode_query(encoded), ReferenceQuery) else "Image"
         raise NotFound(f"{kind} not found")
     return page_response(request, read, Asked(user, encoded, wish, headers.get("If-None-Match")))
+
+
+def answered(members: Mapping[str, Any]) -> web.Response:
+    """The response to a read of the primary: what was found, and nobody keeps it."""
+    body = msgspec.json.encode({"success": True, **members})
+    return web.Response(
+        body=body, content_type="application/json", charset="utf-8", headers={"Cache-Control": "no-store"}
+    )
 
 
 def written(body: bytes, bookmark: Bookmark, *, status: int = 200) -> web.Response:
