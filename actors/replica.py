@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import sqlite3
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Set
 from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -244,10 +244,10 @@ class Replica:
         self._kept_bytes += size
         self._on_kept(self._kept_bytes - before)
 
-    def _forget_pages(self, kinds: Collection[str] | None = None) -> None:
+    def _forget_pages(self, kinds: Set[str] | None = None) -> None:
         """Those that read one of these kinds; None: all."""
         before = self._kept_bytes
-        for encoded in [e for e in self._kept if kinds is None or decode_query(e).kind in kinds]:
+        for encoded in [e for e in self._kept if kinds is None or not kinds.isdisjoint(decode_query(e).kinds)]:
             self._kept_bytes -= len(self._kept.pop(encoded).body or b"")
         self._on_kept(self._kept_bytes - before)
 

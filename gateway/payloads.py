@@ -15,7 +15,18 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.errors import BadRequest, TooLarge
 
-__all__ = ["ImageChanges", "NoFields", "Upload", "UploadFields", "image_id", "read_json", "read_upload", "reference_id"]
+__all__ = [
+    "ImageChanges",
+    "NoFields",
+    "PromptChanges",
+    "Upload",
+    "UploadFields",
+    "image_id",
+    "prompt_id",
+    "read_json",
+    "read_upload",
+    "reference_id",
+]
 
 T = TypeVar("T")
 MAX_JSON_BYTES: Final = 64 * 1024
@@ -29,6 +40,12 @@ class ImageChanges(msgspec.Struct, forbid_unknown_fields=True):
     visibility: str | msgspec.UnsetType = msgspec.UNSET
     starred: bool | msgspec.UnsetType = msgspec.UNSET
     title: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class PromptChanges(msgspec.Struct, forbid_unknown_fields=True):
+    """PATCH of a job in the prompt history."""
+
+    hidden: bool
 
 
 class UploadFields(msgspec.Struct):
@@ -172,6 +189,11 @@ def image_id(request: web.Request) -> uuid.UUID:
 def reference_id(request: web.Request) -> uuid.UUID:
     """The same of a reference image."""
     return _row_id(request, "a reference's id")
+
+
+def prompt_id(request: web.Request) -> uuid.UUID:
+    """The same of a job in the prompt history."""
+    return _row_id(request, "a prompt's id")
 
 
 def _row_id(request: web.Request, what: str) -> uuid.UUID:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.routes import admin, events, files, health, images, internal, references
+from gateway.routes import account, admin, events, files, health, images, internal, prompts, references, stats
 
 __all__ = ["add_routes"]
 
@@ -27,16 +27,28 @@ def add_routes(app: web.Application) -> None:
             web.post("/api/references", references.upload),
             web.get("/api/references/{id}", references.get_reference, allow_head=False),
             web.delete("/api/references/{id}", references.delete_reference),
+            web.get("/api/prompts", prompts.list_prompts, allow_head=False),
+            web.get("/api/v1/prompts", prompts.list_prompts, allow_head=False),
+            web.get("/api/prompts/{id}", prompts.get_prompt, allow_head=False),
+            web.patch("/api/prompts/{id}", prompts.change_prompt),
+            web.delete("/api/prompts/{id}", prompts.hide_prompt),
+            web.get("/api/generations", prompts.list_generations, allow_head=False),
+            web.get("/api/stats", stats.stats, allow_head=False),
+            web.get("/api/account", account.get_account, allow_head=False),
             web.get("/api/events", events.events, allow_head=False),
             # Any user's gallery: a service's token.
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),
             web.post("/internal/users/{user}/images", internal.save_image),
             web.post("/internal/users/{user}/sync", internal.sync),
+            web.get("/internal/users/{user}/prompts", internal.list_prompts, allow_head=False),
+            web.get("/internal/users/{user}/stats", internal.stats, allow_head=False),
+            web.get("/internal/users/{user}/account", internal.account, allow_head=False),
             # Bytes, for whoever has the URL.
             web.get("/files/{key:.+}", files.get_file),
             # For operators: an admin's token.
             web.get("/admin/hosts", admin.hosts, allow_head=False),
             web.get("/admin/replicas", admin.replicas, allow_head=False),
+            web.get("/admin/overview", admin.overview, allow_head=False),
             web.get("/admin/users", admin.users, allow_head=False),
             web.delete("/admin/users/{user}", admin.erase),
             web.get("/admin/users/{user}/replica", admin.inspect, allow_head=False),

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from actors.schema import SCHEMA
-from store.gallery import Position, for_sqlite, page_token, parse_gallery_query
+from store.gallery import parse_gallery_query
+from store.lists import Position, for_sqlite, page_token
 
 _FILTERS = ({"starred": "true"}, {"model": "builtin"}, {"visibility": "public"})
 
