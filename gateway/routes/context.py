@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 from multidict import istr
 
+from actors import Terms
 from gateway.auth import Identity, need
 from gateway.errors import BadRequest
-from gateway.freshness import ANY, OnTimeout, Wish
+from gateway.freshness import ANY, Wish
 from gateway.page import Asked, page_response
 from store.epoch import Bookmark
 from store.errors import InvalidQuery, NotFound
@@ -33,7 +34,7 @@ __all__ = [
     "flag",
     "gallery_query",
     "generations_query",
-    "no_parameters",
+    "only_parameters",
     "prompts_query",
     "read_response",
     "references_query",
@@ -104,7 +105,7 @@ def _list_query(parse: Callable[[Parameters], Query], request: web.Request) -> b
     string = request.raw_path.partition("?")[2]
     encoded = _queries.get((parse, string))
     if encoded is None:
-        encoded = _encode(parse, request)
+        encoded = _encoded(parse, request)
         if len(_queries) >= _MAX_QUERIES:
             _queries.clear()
         if len(string) <= 512:
@@ -112,7 +113,7 @@ def _list_query(parse: Callable[[Parameters], Query], request: web.Request) -> b
     return encoded
 
 
-def _encode(parse: Callable[[Parameters], Query], request: web.Request) -> bytes:
+def _encoded(parse: Callable[[Parameters], Query], request: web.Request) -> bytes:
     try:
         return encode_query(parse(list(request.query.items())))
     except UnicodeEncodeError:
@@ -125,15 +126,16 @@ prompts_query = partial(_list_query, partial(parse_jobs_query, called="prompts")
 generations_query = partial(_list_query, partial(parse_jobs_query, called="generations"))
 
 
-def no_parameters(request: web.Request) -> None:
-    """Refuse query parameters where none are known.
+def only_parameters(request: web.Request, *names: str) -> None:
+    """Refuse query parameters other than `names`.
 
     Raises:
-        InvalidQuery: names the first.
+        InvalidQuery: names the first of them.
     """
-    if request.query:
-        name = next(iter(request.query))
-        raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; this address takes none")
+    for name in request.query:
+        if name not in names:
+            known = ", ".join(names) or "none"
+            raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; this address takes {known}")
 
 
 def flag(request: web.Request, name: str) -> bool:
@@ -142,9 +144,7 @@ def flag(request: web.Request, name: str) -> bool:
     Raises:
         InvalidQuery: names another one, or this one when it is neither 1 nor 0.
     """
-    for other in request.query:
-        if other != name:
-            raise InvalidQuery(other, f"unknown query parameter {other[:40]!r}; this address takes {name}")
+    only_parameters(request, name)
     value = request.query.getall(name, ["0"])
     if value not in (["0"], ["1"]):
         raise InvalidQuery(name, f"{name} must be 1 or 0")
@@ -171,13 +171,13 @@ def wish_of(request: web.Request) -> Wish:
     validate = headers.get("Peruse-Validate", "0")
     if validate not in ("0", "1"):
         raise BadRequest("Peruse-Validate must be 1 or 0", field="Peruse-Validate")
-    return Wish(
-        bookmark,
-        _whole(headers, "Peruse-Max-Wait", 250, MAX_WAIT_MS),
-        cast(OnTimeout, on_timeout),
-        _whole(headers, "Peruse-Max-Staleness", -1, 86_400),
-        validate == "1",
+    terms = Terms(
+        max_wait_ms=_whole(headers, "Peruse-Max-Wait", 250, MAX_WAIT_MS),
+        max_age_s=_whole(headers, "Peruse-Max-Staleness", -1, 86_400),
+        validate=validate == "1",
+        stale_ok=on_timeout == "stale",
     )
+    return Wish(bookmark, terms, or_primary=on_timeout == "primary")
 
 
 def _whole(headers: Mapping[str, str], name: str, default: int, most: int) -> int:
@@ -217,7 +217,7 @@ async def stats_response(request: web.Request, user: str) -> web.StreamResponse:
         InvalidQuery: names the parameter.
     """
     today = datetime.now(UTC).date()
-    encoded = _encode(partial(parse_stats_query, today=today), request)
+    encoded = _encoded(partial(parse_stats_query, today=today), request)
     return await read_response(request, user, encoded, is_lasting=False)
 
 
@@ -227,7 +227,7 @@ async def account_response(request: web.Request, user: str) -> web.StreamRespons
     Raises:
         InvalidQuery: names the parameter.
     """
-    no_parameters(request)
+    only_parameters(request)
     return await read_response(request, user, encode_query(AccountQuery(request.app[GATEWAY].storage_limits)))
 
 

@@ -11,7 +11,7 @@ from gateway.routes.context import (
     GATEWAY,
     caller,
     generations_query,
-    no_parameters,
+    only_parameters,
     prompts_query,
     read_response,
     written,
@@ -40,14 +40,14 @@ async def list_generations(request: web.Request) -> web.StreamResponse:
 async def get_prompt(request: web.Request) -> web.StreamResponse:
     """GET /api/prompts/{id}, hidden or not."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     return await read_response(request, user, encode_query(JobQuery(str(prompt_id(request)))))
 
 
 async def change_prompt(request: web.Request) -> web.Response:
     """PATCH /api/prompts/{id}: hide it, or show it again where it was."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     job_id = prompt_id(request)
     changes = await read_json(request, PromptChanges)
     return await _hide(request, user, job_id, hidden=changes.hidden)
@@ -56,7 +56,7 @@ async def change_prompt(request: web.Request) -> web.Response:
 async def hide_prompt(request: web.Request) -> web.Response:
     """DELETE /api/prompts/{id}: hide it from the history. What it cost stays in the ledger, its images stay too."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     return await _hide(request, user, prompt_id(request), hidden=True)
 
 
