@@ -15,7 +15,7 @@ import msgspec
 
 from store.tables import REPLICATED, TIME_COLUMNS
 
-__all__ = ["FILTERS", "Documents", "Row", "credits_number", "dollars_number", "projection"]
+__all__ = ["FILTERS", "Documents", "Row", "projection"]
 
 _EPOCH_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -290,9 +290,9 @@ def _job(source: str | bytes) -> Row:
     error = None if r.error_code is None else _JobError(r.error_code, r.error_message or "")
     document = _JobDocument(
         r.id, r.kind, r.prompt, r.params, r.image_size, r.watermark, r.n, r.provider, r.model, r.own_key, r.state,
-        credits_number(r.price_tenths - r.refunded_tenths), credits_number(r.refunded_tenths),
-        dollars_number(r.cost_usd), r.duration_ms, error, r.image_ids, r.batch_id,
-        _time(r.hidden_at), _time_of(r.created_at), _time_of(r.updated_at),
+        _credits(r.price_tenths - r.refunded_tenths), _credits(r.refunded_tenths), _dollars(r.cost_usd),
+        r.duration_ms, error, r.image_ids, r.batch_id, _time(r.hidden_at), _time_of(r.created_at),
+        _time_of(r.updated_at),
     )  # fmt: skip
     filters = (r.state, r.model, r.kind, r.batch_id, r.hidden_at, r.created_at)
     return Row(r.id, filters, _encode(document))
@@ -302,11 +302,11 @@ def _account(source: str | bytes) -> Row:
     r = _decode_account(source)
     document = _AccountDocument(
         r.plan,
-        credits_number(r.balance_tenths),
-        credits_number(r.held_tenths),
+        _credits(r.balance_tenths),
+        _credits(r.held_tenths),
         r.storage_used_bytes,
-        None if r.day_budget_tenths is None else credits_number(r.day_budget_tenths),
-        None if r.month_budget_tenths is None else credits_number(r.month_budget_tenths),
+        None if r.day_budget_tenths is None else _credits(r.day_budget_tenths),
+        None if r.month_budget_tenths is None else _credits(r.month_budget_tenths),
         _time_of(r.updated_at),
     )
     return Row(r.owner_id, (), _encode(document))
@@ -316,19 +316,17 @@ def _usage(source: str | bytes) -> Row:
     r = _decode_usage(source)
     document = _UsageDocument(
         r.day, r.generations_count, r.generations_success, r.generations_failed, r.generations_canceled,
-        r.images_count, credits_number(r.credits_used_tenths), dollars_number(r.cost_usd), r.duration_ms, r.model_usage,
+        r.images_count, _credits(r.credits_used_tenths), _dollars(r.cost_usd), r.duration_ms, r.model_usage,
         r.storage_used_bytes,
     )  # fmt: skip
     return Row(r.id, (r.day,), _encode(document))
 
 
-def dollars_number(amount: Decimal) -> msgspec.Raw:
-    """A sum in USD as JSON has it: exact, with all its decimals."""
+def _dollars(amount: Decimal) -> msgspec.Raw:
     return msgspec.Raw(f"{amount:f}".encode())
 
 
-def credits_number(tenths: int) -> msgspec.Raw:
-    """Tenths of a credit as JSON has credits: with one decimal at most."""
+def _credits(tenths: int) -> msgspec.Raw:
     whole, tenth = divmod(tenths, 10)
     return msgspec.Raw(f"{whole}.{tenth}".encode() if tenth else b"%d" % whole)
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-from store.documents import credits_number, dollars_number
+import msgspec
+
 from store.primary import Primary
+from store.usage import exact
 
 __all__ = ["QueueDepth", "overview", "queue_depths"]
 
@@ -115,14 +117,18 @@ async def overview(primary: Primary) -> dict[str, Any]:
         "stored_bytes": stored_bytes,
         "jobs": {"pending": 0, "processing": 0, "uploading": 0, **dict(map(tuple, unfinished)), **ended},
         "queue": [depth._asdict() for depth in _depths(queue)],
-        "credits_granted": credits_number(balance + held + usage["used_tenths"]),
-        "credits_balance": credits_number(balance),
-        "credits_held": credits_number(held),
-        "credits_used": credits_number(usage["used_tenths"]),
-        "cost_usd": dollars_number(usage["cost_usd"]),
-        "last_day": {"jobs": jobs, "credits_used": credits_number(used), "cost_usd": dollars_number(cost_usd)},
+        "credits_granted": _credits(balance + held + usage["used_tenths"]),
+        "credits_balance": _credits(balance),
+        "credits_held": _credits(held),
+        "credits_used": _credits(usage["used_tenths"]),
+        "cost_usd": exact(usage["cost_usd"]),
+        "last_day": {"jobs": jobs, "credits_used": _credits(used), "cost_usd": exact(cost_usd)},
         "providers": [_provider(*row) for row in providers],
     }
+
+
+def _credits(tenths: int) -> msgspec.Raw:
+    return exact((Decimal(tenths) / 10).normalize())
 
 
 def _provider(
@@ -136,5 +142,5 @@ def _provider(
         "failures": failures,
         "p50_ms": None if half_s is None else round(half_s * 1000),
         "p95_ms": None if most_s is None else round(most_s * 1000),
-        "cost_usd": dollars_number(cost_usd),
+        "cost_usd": exact(cost_usd),
     }

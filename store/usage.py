@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Final
 import msgspec
 
 from store import parameters as read
-from store.documents import credits_number, dollars_number, projection
+from store.documents import projection
 from store.parameters import Parameters
 
-__all__ = ["AccountQuery", "StatsQuery", "SummaryQuery", "parse_stats_query", "summary_from_postgres"]
+__all__ = ["AccountQuery", "StatsQuery", "SummaryQuery", "exact", "parse_stats_query", "summary_from_postgres"]
 
 MAX_DAYS: Final = 366
 DEFAULT_DAYS: Final = 30
@@ -105,21 +105,25 @@ def _totals(days: Sequence[_Day], storage_used_bytes: int) -> dict[str, Any]:
     models: Counter[str] = Counter()
     for day in days:
         models.update(day.model_usage)
-    credits_used = credits_number(int(sum((day.credits_used for day in days), Decimal(0)) * 10))
     totals: dict[str, Any] = {
         "generations_count": sum(day.generations_count for day in days),
         "generations_success": sum(day.generations_success for day in days),
         "generations_failed": sum(day.generations_failed for day in days),
         "generations_canceled": sum(day.generations_canceled for day in days),
         "images_count": sum(day.images_count for day in days),
-        "credits_used": credits_used,
-        "cost_usd": dollars_number(sum((day.cost_usd for day in days), Decimal("0.0000"))),
+        "credits_used": exact(sum((day.credits_used for day in days), Decimal(0)).normalize()),
+        "cost_usd": exact(sum((day.cost_usd for day in days), Decimal("0.0000"))),
         "duration_ms": sum(day.duration_ms for day in days),
         # The most used first; of equals, by name: the order in which days are read must not show.
         "model_usage": dict(sorted(models.items(), key=lambda model: (-model[1], model[0]))),
         "storage_used_bytes": storage_used_bytes,
     }
     return totals | {other: totals[name] for other, name in _OTHER_NAMES.items()}
+
+
+def exact(amount: Decimal) -> msgspec.Raw:
+    """A number of a JSON document with all its digits: sums of money are neither floats nor texts."""
+    return msgspec.Raw(f"{amount:f}".encode())
 
 
 _OTHER_NAMES: Final = {
