@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any
 
@@ -215,6 +216,46 @@ async def test_listener_hears_of_jobs_usage_and_account(shared: World, user: str
 
     assert set(ended.data["kinds"]) == {"accounts", "jobs", "usage_daily"}
     assert hidden.data["kinds"] == ["jobs"]
+
+
+async def test_walk_is_complete_while_others_write(shared: World, user: str) -> None:
+    """What was there at the beginning comes once and in order, whatever is added, hidden and ended meanwhile; nothing
+    else comes twice. mission: 155"""
+    ids = await given_jobs(shared, user, 60)
+    await shared.write(user, lambda connection: grant(connection, user, 100))
+    await replica_of(shared, user, HISTORY)
+    walking = asyncio.Event()
+
+    async def write() -> int:
+        """Until the walk is over: a new job, one hidden that was passed, one ended that was not."""
+        rounds = 0
+        while not walking.is_set():
+            await given_jobs(shared, user, 1)
+            if seen:
+                await shared.request("DELETE", f"{HISTORY}/{seen[-1]}", user=user)
+            waiting = [job for job in ids if job not in seen][20:]
+            if waiting and rounds % 5 == 0:
+                await shared.write(user, lambda c, job=waiting[0]: end_job(c, uuid.UUID(job), "canceled"))
+            rounds += 1
+        return rounds
+
+    seen: list[str] = []
+    writer = asyncio.create_task(write())
+    try:
+        token = ""
+        while True:
+            page = await shared.get(f"{HISTORY}?limit=4{token}", user=user)
+            assert page.headers["Peruse-Source"] == "replica"
+            seen += ids_of(page)
+            if page.json["next_page_token"] is None:
+                break
+            token = f"&page_token={page.json['next_page_token']}"
+            await asyncio.sleep(0.01)
+    finally:
+        walking.set()
+    assert await writer > 5
+    assert [job for job in seen if job in ids] == ids
+    assert len(set(seen)) == len(seen)
 
 
 async def test_service_reads_a_users_history(shared: World, user: str) -> None:
