@@ -14,7 +14,7 @@ import re
 import secrets
 import sqlite3
 import zlib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Set
 from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -335,10 +335,10 @@ class Replica:
         if self._room is not None:
             self._room.keep(self, self._kept_bytes - before)
 
-    def _forget_pages(self, kinds: Collection[str] | None = None) -> None:
+    def _forget_pages(self, kinds: Set[str] | None = None) -> None:
         """Let go of those that read one of these kinds; None: of all."""
         before = self._kept_bytes
-        for encoded in [e for e in self._kept if kinds is None or decode_query(e).kind in kinds]:
+        for encoded in [e for e in self._kept if kinds is None or not kinds.isdisjoint(decode_query(e).kinds)]:
             self._kept_bytes -= self._kept.pop(encoded).size
         if self._room is not None:
             self._room.keep(self, self._kept_bytes - before)

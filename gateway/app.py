@@ -23,6 +23,7 @@ from gateway.housekeeping import Housekeeping
 from gateway.metrics import GatewayMetrics
 from gateway.middleware import RequestLog, make_middleware
 from gateway.operators import Operators
+from gateway.queues import QueueWatch
 from gateway.routes import add_routes
 from gateway.routes.context import GATEWAY
 from store import hosts
@@ -123,6 +124,8 @@ class Gateway:
         self.operators = Operators(self.primary, self.client, self.documents)
         self.housekeeping = Housekeeping(self.primary, self.objects, self.metrics, trash_s=store.trash_days * 86_400)
         self.housekeeping.start()
+        self.queues = QueueWatch(self.primary, self.metrics)
+        self.queues.start()
         self.pictures = PictureProcess(
             max_bytes=self.settings.upload_max_bytes, max_pixels=self.settings.upload_max_pixels
         )
@@ -130,6 +133,7 @@ class Gateway:
     async def close(self) -> None:
         await self.housekeeping.stop()
         await self.following.close()
+        await self.queues.stop()
         await self.auth.close()
         await self.client.close()
         await self.primary.close()

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from actors import BUCKETS_S, HostStats
 from store.deletions import Backlog
+from store.overview import QueueDepth
 
 __all__ = ["GatewayMetrics", "exposition"]
 
@@ -28,6 +29,7 @@ class GatewayMetrics:
         "events",
         "latency",
         "latency_seconds",
+        "queues",
         "reads",
         "refusals",
         "requests",
@@ -39,6 +41,7 @@ class GatewayMetrics:
         self.requests: dict[tuple[str, str, int], int] = {}
         self.reads: dict[tuple[str, str], int] = {}
         self.refusals: dict[str, int] = {}
+        self.queues: list[QueueDepth] = []
         self.streams = 0
         self.events = 0
         self.resyncs = 0
@@ -70,6 +73,7 @@ class _Scrape:
 
     def collect(self) -> Iterable[Metric]:
         yield from self._gateway_families()
+        yield from self._queue_families()
         yield from self._host_families()
 
     def _gateway_families(self) -> Iterable[Metric]:
@@ -123,6 +127,13 @@ class _Scrape:
         )
         yield latency
 
+    def _queue_families(self) -> Iterable[Metric]:
+        for name, (field, text) in _QUEUE_GAUGES.items():
+            gauge = GaugeMetricFamily(f"peruse_generation_{name}", text, labels=("gateway", "provider"))
+            for depth in self._metrics.queues:
+                gauge.add_metric((self._gateway, depth.provider), getattr(depth, field))
+            yield gauge
+
     def _host_families(self) -> Iterable[Metric]:
         for name, text in _HOST_COUNTERS.items():
             counter = CounterMetricFamily(f"peruse_host_{name}", text, labels=("host",))
@@ -152,6 +163,12 @@ class _Scrape:
         yield visible
 
 
+#: The same whichever gateway tells them: take the max over gateways, not the sum.
+_QUEUE_GAUGES: Final = {
+    "waiting": ("waiting", "Jobs that wait for a worker."),
+    "running": ("running", "Jobs that a worker has."),
+    "oldest_waiting_seconds": ("oldest_waiting_s", "How long the oldest of those waits."),
+}
 _HOST_COUNTERS: Final = {
     "reads": "Reads answered.",
     "kept_reads": "Reads answered with bytes at hand.",

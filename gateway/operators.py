@@ -15,6 +15,7 @@ from store.epoch import rotate
 from store.erasure import erase
 from store.errors import InvalidValue
 from store.ids import is_user_id
+from store.overview import overview
 from store.primary import Primary
 
 __all__ = ["Operators"]
@@ -53,6 +54,10 @@ class Operators:
             }
             for row in self._client.hosts
         ]
+
+    async def overview(self) -> dict[str, Any]:
+        """How much there is, what waits and what it costs: see `store.overview`."""
+        return await overview(self._primary)
 
     async def replicas(self) -> list[dict[str, Any]]:
         """The open replicas of all hosts, up to 1,000 a host."""

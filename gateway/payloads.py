@@ -18,12 +18,14 @@ from gateway.errors import BadRequest, TooLarge
 __all__ = [
     "ImageChanges",
     "NoFields",
+    "PromptChanges",
     "Upload",
     "UploadFields",
     "batch_id",
     "decode_json",
     "generation_id",
     "image_id",
+    "prompt_id",
     "read_body",
     "read_json",
     "read_upload",
@@ -43,6 +45,12 @@ class ImageChanges(msgspec.Struct, forbid_unknown_fields=True):
     visibility: str | msgspec.UnsetType = msgspec.UNSET
     starred: bool | msgspec.UnsetType = msgspec.UNSET
     title: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class PromptChanges(msgspec.Struct, forbid_unknown_fields=True):
+    """PATCH of a job in the prompt history."""
+
+    hidden: bool
 
 
 class UploadFields(msgspec.Struct):
@@ -220,6 +228,11 @@ def generation_id(request: web.Request) -> uuid.UUID:
 def batch_id(request: web.Request) -> uuid.UUID:
     """The same of a batch."""
     return _row_id(request, "a batch's id")
+
+
+def prompt_id(request: web.Request) -> uuid.UUID:
+    """The same of a job in the prompt history."""
+    return _row_id(request, "a prompt's id")
 
 
 def _row_id(request: web.Request, what: str) -> uuid.UUID:

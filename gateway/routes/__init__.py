@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.routes import (
+    account,
     admin,
     callbacks,
     credits,
@@ -16,8 +17,10 @@ from gateway.routes import (
     internal,
     model_settings,
     models,
+    prompts,
     provider_keys,
     references,
+    stats,
     templates,
 )
 from gateway.routes.context import admitted
@@ -66,11 +69,22 @@ def add_routes(app: web.Application) -> None:
             web.delete("/api/templates/{id}", templates.delete_template),
             web.patch("/api/account", credits.change_account),
             web.get("/api/account/ledger", credits.ledger, allow_head=False),
+            web.get("/api/prompts", prompts.list_prompts, allow_head=False),
+            web.get("/api/v1/prompts", prompts.list_prompts, allow_head=False),
+            web.get("/api/prompts/{id}", prompts.get_prompt, allow_head=False),
+            web.patch("/api/prompts/{id}", prompts.change_prompt),
+            web.delete("/api/prompts/{id}", prompts.hide_prompt),
+            web.get("/api/generations", prompts.list_generations, allow_head=False),
+            web.get("/api/stats", stats.stats, allow_head=False),
+            web.get("/api/account", account.get_account, allow_head=False),
             web.get("/api/events", events.events, allow_head=False),
             # Any user's gallery: a service's token.
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),
             web.post("/internal/users/{user}/images", admitted(internal.save_image)),
             web.post("/internal/users/{user}/sync", internal.sync),
+            web.get("/internal/users/{user}/prompts", internal.list_prompts, allow_head=False),
+            web.get("/internal/users/{user}/stats", internal.stats, allow_head=False),
+            web.get("/internal/users/{user}/account", internal.account, allow_head=False),
             # For providers, at addresses that only they were told.
             web.post("/callbacks/{provider}/{token}", callbacks.called_back),
             # Bytes, for whoever has the URL.
@@ -78,6 +92,7 @@ def add_routes(app: web.Application) -> None:
             # For operators: an admin's token.
             web.get("/admin/hosts", admin.hosts, allow_head=False),
             web.get("/admin/replicas", admin.replicas, allow_head=False),
+            web.get("/admin/overview", admin.overview, allow_head=False),
             web.get("/admin/users", admin.users, allow_head=False),
             web.delete("/admin/users/{user}", admin.erase),
             web.post("/admin/users/{user}/credits", credits.grant),

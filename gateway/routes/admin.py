@@ -14,12 +14,29 @@ from gateway.errors import BadRequest
 from gateway.operators import Operators
 from gateway.routes.context import GATEWAY, flag, only_parameters
 
-__all__ = ["audit", "erase", "export", "hosts", "inspect", "passivate", "replicas", "reseed", "rotate_epoch", "users"]
+__all__ = [
+    "audit",
+    "erase",
+    "export",
+    "hosts",
+    "inspect",
+    "overview",
+    "passivate",
+    "replicas",
+    "reseed",
+    "rotate_epoch",
+    "users",
+]
 
 
 async def hosts(request: web.Request) -> web.Response:
     """GET /admin/hosts."""
     return _answer("hosts", await (await _operators(request)).hosts())
+
+
+async def overview(request: web.Request) -> web.Response:
+    """GET /admin/overview."""
+    return _answer("overview", await (await _operators(request)).overview())
 
 
 async def replicas(request: web.Request) -> web.Response:

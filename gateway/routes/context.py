@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -17,23 +19,31 @@ from gateway.freshness import ANY, Wish
 from gateway.page import Asked, page_response
 from store.epoch import Bookmark
 from store.errors import InvalidQuery, NotFound
-from store.gallery import Query, ReferenceQuery, decode_query, encode_query, parse_gallery_query, parse_references_query
+from store.gallery import Query, decode_query, encode_query, parse_gallery_query, parse_references_query
 from store.ids import is_user_id
+from store.job_lists import parse_jobs_query
+from store.lists import OneQuery
+from store.parameters import Parameters
+from store.usage import AccountQuery, parse_stats_query
 
 if TYPE_CHECKING:
     from gateway.app import Gateway
 
 __all__ = [
     "GATEWAY",
+    "account_response",
     "admitted",
     "answered",
     "caller",
     "flag",
     "gallery_query",
+    "generations_query",
     "only_parameters",
+    "prompts_query",
     "read_response",
     "references_query",
     "service_for",
+    "stats_response",
     "written",
 ]
 
@@ -57,8 +67,8 @@ _WISHES: Final = frozenset(
     )
 )
 _MAX_QUERIES: Final = 20_000
-#: Query string → encoded query. Parsing costs more than all the rest of a kept page's read.
-_queries: dict[str, bytes] = {}
+#: Parser and query string → encoded query. Parsing costs more than all the rest of a kept page's read.
+_queries: dict[tuple[Callable[[Parameters], Query], str], bytes] = {}
 
 
 def admitted(handler: Handler) -> Handler:
@@ -100,37 +110,34 @@ async def service_for(request: web.Request) -> str:
     return user
 
 
-def gallery_query(request: web.Request) -> bytes:
-    """The encoded gallery query of a URL.
+def _list_query(parse: Callable[[Parameters], Query], request: web.Request) -> bytes:
+    """The encoded query of a URL that lists something.
 
     Raises:
         InvalidQuery: names the parameter.
     """
     string = request.raw_path.partition("?")[2]
-    encoded = _queries.get(string)
+    encoded = _queries.get((parse, string))
     if encoded is None:
-        encoded = _encoded(request, parse_gallery_query)
+        encoded = _encoded(parse, request)
         if len(_queries) >= _MAX_QUERIES:
             _queries.clear()
         if len(string) <= 512:
-            _queries[string] = encoded
+            _queries[parse, string] = encoded
     return encoded
 
 
-def references_query(request: web.Request) -> bytes:
-    """The encoded query of a URL that lists references.
-
-    Raises:
-        InvalidQuery: names the parameter.
-    """
-    return _encoded(request, parse_references_query)
-
-
-def _encoded(request: web.Request, parse: Callable[[list[tuple[str, str]]], Query]) -> bytes:
+def _encoded(parse: Callable[[Parameters], Query], request: web.Request) -> bytes:
     try:
         return encode_query(parse(list(request.query.items())))
     except UnicodeEncodeError:
         raise InvalidQuery("query", "the query string is not valid UTF-8") from None
+
+
+gallery_query = partial(_list_query, parse_gallery_query)
+references_query = partial(_list_query, parse_references_query)
+prompts_query = partial(_list_query, partial(parse_jobs_query, called="prompts"))
+generations_query = partial(_list_query, partial(parse_jobs_query, called="generations"))
 
 
 def only_parameters(request: web.Request, *names: str) -> None:
@@ -196,8 +203,10 @@ def _whole(headers: Mapping[str, str], name: str, default: int, most: int) -> in
     return int(text)
 
 
-async def read_response(request: web.Request, user: str, encoded: bytes) -> web.StreamResponse:
-    """Read, and say how fresh it is.
+async def read_response(
+    request: web.Request, user: str, encoded: bytes, *, is_lasting: bool = True
+) -> web.StreamResponse:
+    """Read, and say how fresh it is. `is_lasting`: the same request will always come to this query.
 
     Raises:
         NotFound: the query names a row that is not there.
@@ -209,9 +218,31 @@ async def read_response(request: web.Request, user: str, encoded: bytes) -> web.
     read = gateway.reads.glance(user, encoded, wish) or await gateway.reads.read(user, encoded, wish)
     gateway.metrics.saw_read(read.source, read.outcome)
     if read.body is None:
-        kind = "Reference image" if isinstance(decode_query(encoded), ReferenceQuery) else "Image"
-        raise NotFound(f"{kind} not found")
-    return page_response(request, read, Asked(user, encoded, wish, headers.get("If-None-Match")))
+        query = decode_query(encoded)
+        assert isinstance(query, OneQuery)
+        raise NotFound(f"{query.noun} not found")
+    return page_response(request, read, Asked(user, encoded, wish, headers.get("If-None-Match"), is_lasting))
+
+
+async def stats_response(request: web.Request, user: str) -> web.StreamResponse:
+    """The user's usage, as the URL asks for it: its days end with today.
+
+    Raises:
+        InvalidQuery: names the parameter.
+    """
+    today = datetime.now(UTC).date()
+    encoded = _encoded(partial(parse_stats_query, today=today), request)
+    return await read_response(request, user, encoded, is_lasting=False)
+
+
+async def account_response(request: web.Request, user: str) -> web.StreamResponse:
+    """The user's account.
+
+    Raises:
+        InvalidQuery: names the parameter.
+    """
+    only_parameters(request)
+    return await read_response(request, user, encode_query(AccountQuery(request.app[GATEWAY].storage_limits)))
 
 
 def answered(members: Mapping[str, Any]) -> web.Response:

@@ -17,8 +17,9 @@ from gateway.routes.context import GATEWAY, caller, flag, gallery_query, only_pa
 from gateway.routes.files import get_own_file
 from store import images, trash
 from store.epoch import Bookmark
-from store.gallery import ImageQuery, encode_query, one_body
+from store.gallery import ImageQuery, encode_query
 from store.ids import new_id
+from store.lists import one_body
 from store.objects import keys
 from store.objects.prefix import owner_secret
 from store.objects.stored import stored_as

@@ -14,8 +14,9 @@ from gateway.payloads import NoFields, read_upload, reference_id
 from gateway.routes.context import GATEWAY, caller, only_parameters, read_response, references_query, written
 from store import references
 from store.errors import NotFound
-from store.gallery import ReferenceQuery, encode_query, one_body
+from store.gallery import ReferenceQuery, encode_query
 from store.ids import new_id
+from store.lists import one_body
 from store.objects import keys
 from store.objects.prefix import owner_secret
 from store.objects.stored import stored_as

@@ -18,7 +18,7 @@ from tests.bench import chart, gate, report
 from tests.bench.arrivals import measure_arrivals, measure_waits
 from tests.bench.client import Target, bearer
 from tests.bench.cold import COLD_ROWS, measure_cold, measure_reopen
-from tests.bench.gallery import add_users, server_version, user_names
+from tests.bench.gallery import add_history, add_users, server_version, user_names
 from tests.bench.instance import Instance, Started
 from tests.bench.load import Wrk
 from tests.bench.machine import describe
@@ -77,6 +77,7 @@ def _measure(folder: Path, stack: ExitStack, plan: Plan) -> tuple[list[Line], di
     say(f"importing {plan.imported} images")
     imported = instance.import_gallery(_USER, images=plan.imported)
     primary_url, token = instance.primary_url(), instance.token(_USER)
+    uvloop.run(add_history(primary_url, _USER))
     machine = describe(postgres=uvloop.run(server_version(primary_url)))
 
     readers, seeded = user_names("reader", plan.rotating_users), user_names("seed", plan.seeds + 2)

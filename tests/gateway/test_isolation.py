@@ -25,6 +25,7 @@ from store.objects.keys import keys_of, thumb_key
 from tests.gateway.asking import form, ids_of, picture, replica_of
 from tests.gateway.generating import complete
 from tests.gateway.listening import listening
+from tests.jobs import add_jobs, end_job
 from tests.world import Reply, World, until
 
 _SECRET: Final = secrets.token_bytes(16)
@@ -40,7 +41,7 @@ ROUTES: Final = _routes()
 
 
 class Person(NamedTuple):
-    """A user with images of every state, and a reference, all marked with `canary`; `ids` and `keys` by state."""
+    """A user with images of every state, a reference and a job, all marked with `canary`; `ids` and `keys` by state."""
 
     name: str
     canary: str
@@ -48,6 +49,7 @@ class Person(NamedTuple):
     keys: dict[str, str]
     reference: str
     reference_key: str
+    job: str
 
 
 _STATES: Final = {
@@ -76,7 +78,8 @@ async def person(world: World, name: str) -> Person:
     _write_files(world, key, canary)
     await world.write(name, lambda c: _others(c, name, canary, key))
     (row,) = await world.gateway.primary.fetch("select id from reference_images where object_key = $1", key)
-    return Person(name, canary, ids, keys, str(row["id"]), key)
+    (job,) = await world.gateway.primary.fetch("select id from jobs where owner_id = $1", name)
+    return Person(name, canary, ids, keys, str(row["id"]), key, str(job["id"]))
 
 
 def _write_files(world: World, key: str, canary: str) -> None:
@@ -108,9 +111,8 @@ async def _others(connection, name: str, canary: str, key: str) -> None:
         "insert into provider_keys (owner_id, provider, sealed, hint) values ($1, 'openai', $2, $3)",
         name, canary.encode(), canary,
     )  # fmt: skip
-    await connection.execute(
-        "insert into jobs (owner_id, prompt, provider, model) values ($1, $2, 'builtin', $2)", name, canary
-    )
+    (job,) = await add_jobs(connection, name, 1, prompt=canary, model=canary)
+    await end_job(connection, job, "completed")  # a day's usage, which names the model
 
 
 Case = Callable[[World, Person, Person], Awaitable[list[Reply]]]
@@ -370,6 +372,61 @@ async def _models(world: World, me: Person, other: Person) -> list[Reply]:
     return [reply]
 
 
+@case("GET", "/api/prompts")
+@case("GET", "/api/v1/prompts")
+@case("GET", "/api/generations")
+async def _prompts(world: World, me: Person, other: Person) -> list[Reply]:
+    replies = []
+    for path in ("/api/prompts", "/api/v1/prompts", "/api/generations"):
+        for query in ("", f"?model={other.canary}", "?state=completed&limit=200", "?sort=oldest"):
+            replies.append(await world.get(f"{path}{query}", user=me.name))
+            jobs = replies[-1].json["generations" if "generations" in path else "prompts"]
+            assert [job["id"] for job in jobs] == ([] if "model" in query else [me.job])
+    return replies
+
+
+@case("GET", "/api/prompts/{id}")
+@case("PATCH", "/api/prompts/{id}")
+@case("DELETE", "/api/prompts/{id}")
+async def _prompt(world: World, me: Person, other: Person) -> list[Reply]:
+    before = (await world.get(f"/api/prompts/{other.job}", user=other.name)).json
+    replies = []
+    for row_id in (other.job, other.ids["open"], str(uuid.uuid4())):
+        path = f"/api/prompts/{row_id}"
+        replies += [
+            await world.get(path, user=me.name),
+            await world.request("PATCH", path, user=me.name, json={"hidden": True}),
+            await world.request("DELETE", path, user=me.name),
+        ]
+    assert {(reply.status, reply.json["detail"]) for reply in replies} == {(404, "Prompt not found")}
+    assert (await world.get(f"/api/prompts/{other.job}", user=other.name)).json == before
+    return replies
+
+
+@case("GET", "/api/stats")
+@case("GET", "/api/account")
+async def _summaries(world: World, me: Person, other: Person) -> list[Reply]:
+    stats = await world.get("/api/stats", user=me.name)
+    account = await world.get("/api/account", user=me.name)
+    assert (stats.status, account.status) == (200, 200)
+    assert list(stats.json["stats"]["model_usage"]) == [me.canary]
+    return [stats, account]
+
+
+@case("GET", "/internal/users/{user}/prompts")
+@case("GET", "/internal/users/{user}/stats")
+@case("GET", "/internal/users/{user}/account")
+async def _internal_reads(world: World, me: Person, other: Person) -> list[Reply]:
+    paths = [
+        f"/internal/users/{name}/{what}" for name in (me.name, other.name) for what in ("prompts", "stats", "account")
+    ]
+    refused = [await world.get(path, user=me.name) for path in paths]
+    assert {reply.status for reply in refused} == {403}
+    mine = [await world.get(path, user="a-service", role="service") for path in paths[:3]]
+    assert {reply.status for reply in mine} == {200}
+    return [*refused, *mine]
+
+
 @case("GET", "/internal/users/{user}/images")
 @case("POST", "/internal/users/{user}/images")
 @case("POST", "/internal/users/{user}/sync")
@@ -389,6 +446,7 @@ async def _internal(world: World, me: Person, other: Person) -> list[Reply]:
     return [*refused, mine, synced]
 
 
+@case("GET", "/admin/overview")
 @case("GET", "/admin/hosts")
 @case("GET", "/admin/replicas")
 @case("GET", "/admin/users")
@@ -404,7 +462,7 @@ async def _admin(world: World, me: Person, other: Person) -> list[Reply]:
     for role in ("user", "service"):
         for name in (me.name, other.name):
             replica = f"/admin/users/{name}/replica"
-            gets = ("/admin/hosts", "/admin/replicas", "/admin/users", replica, f"{replica}/export")
+            gets = ("/admin/overview", "/admin/hosts", "/admin/replicas", "/admin/users", replica, f"{replica}/export")
             posts = (f"{replica}/passivate", f"{replica}/reseed", f"{replica}/audit", "/admin/epoch/rotate")
             replies += [await world.get(path, user=me.name, role=role) for path in gets]
             replies += [await world.request("POST", path, user=me.name, role=role) for path in posts]

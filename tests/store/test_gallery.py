@@ -24,14 +24,13 @@ from store.errors import InvalidQuery
 from store.gallery import (
     GalleryQuery,
     ImageQuery,
-    Position,
     Query,
     decode_query,
     encode_query,
-    page_token,
     parse_gallery_query,
     query_hash,
 )
+from store.lists import Position, page_token
 from store.primary import Primary
 from store.reads import PrimaryReads
 from tests.store.test_capture import COLUMNS, image, insert_image
