@@ -15,7 +15,17 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.errors import BadRequest, TooLarge
 
-__all__ = ["ImageChanges", "NoFields", "Upload", "UploadFields", "image_id", "read_json", "read_upload", "reference_id"]
+__all__ = [
+    "ImageChanges",
+    "NoFields",
+    "Upload",
+    "UploadFields",
+    "image_id",
+    "read_json",
+    "read_upload",
+    "reference_id",
+    "row_id",
+]
 
 T = TypeVar("T")
 MAX_JSON_BYTES: Final = 64 * 1024
@@ -166,19 +176,24 @@ def image_id(request: web.Request) -> uuid.UUID:
     Raises:
         BadRequest: it is not a UUID.
     """
-    return _row_id(request, "an image id")
+    return row_id(request, "an image id")
 
 
 def reference_id(request: web.Request) -> uuid.UUID:
     """The same of a reference image."""
-    return _row_id(request, "a reference's id")
+    return row_id(request, "a reference's id")
 
 
-def _row_id(request: web.Request, what: str) -> uuid.UUID:
-    text = request.match_info["id"]
+def row_id(request: web.Request, what: str, name: str = "id") -> uuid.UUID:
+    """The part `name` of the path, which is `what`.
+
+    Raises:
+        BadRequest: it is not a UUID.
+    """
+    text = request.match_info[name]
     try:
         if len(text) != 36:
             raise ValueError
         return uuid.UUID(text)
     except ValueError:
-        raise BadRequest(f"{text[:40]!r} is not {what} (a UUID)", field="id") from None
+        raise BadRequest(f"{text[:40]!r} is not {what} (a UUID)", field=name) from None

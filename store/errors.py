@@ -10,6 +10,7 @@ StoreError
 ├── InvalidQuery            a list query or page token is malformed
 ├── InvalidValue            a value breaks a rule of its column
 ├── NotFound                no such row for this owner
+├── LimitReached            the owner has as many of something as may be
 ├── StorageQuotaExceeded    the owner's plan has no room for so many bytes
 ├── ReservationEnded        room that was reserved for an upload is not held any more
 ├── PictureError            bytes that are not a picture we keep
@@ -42,6 +43,7 @@ __all__ = [
     "FolderUnusable",
     "InvalidQuery",
     "InvalidValue",
+    "LimitReached",
     "NotFound",
     "ObjectError",
     "ObjectExists",
@@ -111,6 +113,10 @@ class InvalidValue(StoreError):
 
 class NotFound(StoreError):
     """Raised when the owner has no such row. Whether somebody else has it is never told."""
+
+
+class LimitReached(StoreError):
+    """Raised when the owner has as many of something as may be; the message says of what, and how many."""
 
 
 class StorageQuotaExceeded(StoreError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.routes import admin, events, files, health, images, internal, references
+from gateway.routes import admin, events, files, health, images, internal, references, webhooks
 
 __all__ = ["add_routes"]
 
@@ -27,6 +27,15 @@ def add_routes(app: web.Application) -> None:
             web.post("/api/references", references.upload),
             web.get("/api/references/{id}", references.get_reference, allow_head=False),
             web.delete("/api/references/{id}", references.delete_reference),
+            web.get("/api/webhooks", webhooks.list_webhooks, allow_head=False),
+            web.post("/api/webhooks", webhooks.create),
+            web.get("/api/webhooks/{id}", webhooks.get_webhook, allow_head=False),
+            web.patch("/api/webhooks/{id}", webhooks.change),
+            web.delete("/api/webhooks/{id}", webhooks.delete),
+            web.post("/api/webhooks/{id}/secret", webhooks.rotate),
+            web.post("/api/webhooks/{id}/test", webhooks.test),
+            web.get("/api/webhooks/{id}/deliveries", webhooks.list_deliveries, allow_head=False),
+            web.post("/api/webhooks/{id}/deliveries/{delivery}/replay", webhooks.replay),
             web.get("/api/events", events.events, allow_head=False),
             # Any user's gallery: a service's token.
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),
