@@ -185,8 +185,8 @@ class StoreSettings(Settings):
         60.0, ge=0.1, le=600.0, description="seconds after which a fetch, with its redirects, is given up"
     )
     webhook_allow: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="origins, separated by commas, that webhooks may lead to wherever they are, beside public https "
-        "URLs: http://127.0.0.1:9000",
+        (), description="origins, separated by commas, that webhooks may lead to wherever they are: "
+        "http://127.0.0.1:9000; others must be public, and https",
     )  # fmt: skip
 
     @field_validator("fetch_allow", "webhook_allow", mode="before")

@@ -20,6 +20,8 @@ _SLOW_S: Final = 2.0
 _HOLD_S: Final = 20.0
 _MOST_HELD: Final = 256
 _LONGEST_TURN_S: Final = 600.0
+#: What an answer takes, until there was one.
+_HOPED_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 3600.0
 
 
@@ -39,7 +41,7 @@ class Endpoint:
         self.running = 0
         self.at_once = MOST_AT_ONCE
         self.used_at = 0.0
-        self._took_s = 1.0  # until it is known
+        self._took_s: float | None = None
         self._next_turn = 0.0
         self._paused_until = 0.0
 
@@ -51,8 +53,8 @@ class Endpoint:
         """0 when one more delivery may be held now; otherwise the seconds until its turn, which it has from now on."""
         self.used_at = now
         held = self.running + len(self.waiting)
-        each_s = self._took_s / self.at_once
-        if self.pause_s(now) == 0.0 and held < max(1.0, min(_MOST_HELD, _HOLD_S / each_s)):
+        each_s = (_HOPED_S if self._took_s is None else self._took_s) / self.at_once
+        if self.pause_s(now) == 0.0 and held < max(1.0, min(_MOST_HELD, _HOLD_S // each_s)):
             return 0.0
         soonest = max(now + held * each_s, self._paused_until)
         self._next_turn = max(soonest, self._next_turn) + each_s
@@ -61,7 +63,7 @@ class Endpoint:
     def answered(self, now: float, took_s: float, *, is_well: bool, retry_after_s: float | None) -> None:
         """Learn from an attempt that has ended."""
         self.used_at = now
-        self._took_s = max(0.01, 0.7 * self._took_s + 0.3 * took_s)
+        self._took_s = max(0.01, took_s if self._took_s is None else 0.7 * self._took_s + 0.3 * took_s)
         self.at_once = min(MOST_AT_ONCE, self.at_once + 1) if is_well and took_s < _SLOW_S else 1
         if not is_well and retry_after_s is not None:
             self._paused_until = max(self._paused_until, now + min(retry_after_s, _LONGEST_PAUSE_S))

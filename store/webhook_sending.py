@@ -204,7 +204,7 @@ class WebhookSender:
         wait_s = self._wait_s(attempt, answer) if state == "pending" else 0.0
         await self._finish(held, state, answer, wait_s=wait_s)
         log.info(
-            "webhook.sent", webhook=str(held.webhook_id), delivery=str(held.id), event=row["event"],
+            "webhook.sent", webhook=str(held.webhook_id), delivery=str(held.id), told=row["event"],
             host=urlsplit(row["url"]).hostname, attempt=attempt, state=state, status=answer.status,
             reason=answer.text if answer.status is None else None, took_ms=round(answer.took_s * 1000),
         )  # fmt: skip
