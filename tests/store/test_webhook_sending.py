@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import os
 import random
@@ -30,7 +31,7 @@ from store.primary import Primary
 from store.sealing import Sealer
 from store.webhook_endpoint import Endpoint
 from store.webhook_log import forget_old, ping, replay
-from store.webhook_posting import Poster, checked_url
+from store.webhook_posting import Poster, checked_url, signatures
 from store.webhook_sending import SCHEDULE_S
 from tests.receiver import Receiver, is_signed, sending
 from tests.world import until
@@ -110,6 +111,15 @@ async def test_delivery_is_signed_as_the_standard_says(primary: Primary, receive
     assert not is_signed(message._replace(body=message.body + b" "), made.secret)
     assert (row["status"], row["response"], row["attempts"]) == (200, "said 200", 1)
     assert row["lease_until"] is None
+
+
+def test_signature_is_that_of_the_standards_own_example() -> None:
+    """As its documentation has it."""
+    secret = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+
+    signed = signatures([secret], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+
+    assert signed == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 async def test_both_secrets_sign_for_a_day_after_a_rotation(primary: Primary, receiver: Receiver) -> None:
