@@ -76,6 +76,7 @@ class Gateway:
         self.urls = open_signed_urls(data, store, self.objects)
         self.storage_limits = Limits(store.storage_free_bytes, store.storage_pro_bytes, store.storage_enterprise_bytes)
         self.upload_room = UploadRoom(settings.upload_max_bytes)
+        self.webhook_allow = store.webhook_allow
         self.started_at = time.monotonic()
         self._url = primary_url
         self._store = store

@@ -30,6 +30,7 @@ __all__ = [
     "read_json",
     "read_upload",
     "reference_id",
+    "row_id",
     "template_id",
 ]
 
@@ -207,39 +208,44 @@ def image_id(request: web.Request) -> uuid.UUID:
     Raises:
         BadRequest: it is not a UUID.
     """
-    return _row_id(request, "an image id")
+    return row_id(request, "an image id")
 
 
 def reference_id(request: web.Request) -> uuid.UUID:
     """The same of a reference image."""
-    return _row_id(request, "a reference's id")
+    return row_id(request, "a reference's id")
 
 
 def template_id(request: web.Request) -> uuid.UUID:
     """The same of a template."""
-    return _row_id(request, "a template's id")
+    return row_id(request, "a template's id")
 
 
 def generation_id(request: web.Request) -> uuid.UUID:
     """The same of a generation."""
-    return _row_id(request, "a generation's id")
+    return row_id(request, "a generation's id")
 
 
 def batch_id(request: web.Request) -> uuid.UUID:
     """The same of a batch."""
-    return _row_id(request, "a batch's id")
+    return row_id(request, "a batch's id")
 
 
 def prompt_id(request: web.Request) -> uuid.UUID:
     """The same of a job in the prompt history."""
-    return _row_id(request, "a prompt's id")
+    return row_id(request, "a prompt's id")
 
 
-def _row_id(request: web.Request, what: str) -> uuid.UUID:
-    text = request.match_info["id"]
+def row_id(request: web.Request, what: str, name: str = "id") -> uuid.UUID:
+    """The part `name` of the path, which is `what`.
+
+    Raises:
+        BadRequest: it is not a UUID.
+    """
+    text = request.match_info[name]
     try:
         if len(text) != 36:
             raise ValueError
         return uuid.UUID(text)
     except ValueError:
-        raise BadRequest(f"{text[:40]!r} is not {what} (a UUID)", field="id") from None
+        raise BadRequest(f"{text[:40]!r} is not {what} (a UUID)", field=name) from None

@@ -22,6 +22,7 @@ from gateway.routes import (
     references,
     stats,
     templates,
+    webhooks,
 )
 from gateway.routes.context import admitted
 
@@ -77,6 +78,15 @@ def add_routes(app: web.Application) -> None:
             web.get("/api/generations", prompts.list_generations, allow_head=False),
             web.get("/api/stats", stats.stats, allow_head=False),
             web.get("/api/account", account.get_account, allow_head=False),
+            web.get("/api/webhooks", webhooks.list_webhooks, allow_head=False),
+            web.post("/api/webhooks", webhooks.create),
+            web.get("/api/webhooks/{id}", webhooks.get_webhook, allow_head=False),
+            web.patch("/api/webhooks/{id}", webhooks.change),
+            web.delete("/api/webhooks/{id}", webhooks.delete),
+            web.post("/api/webhooks/{id}/secret", webhooks.rotate),
+            web.post("/api/webhooks/{id}/test", webhooks.test),
+            web.get("/api/webhooks/{id}/deliveries", webhooks.list_deliveries, allow_head=False),
+            web.post("/api/webhooks/{id}/deliveries/{delivery}/replay", webhooks.replay),
             web.get("/api/events", events.events, allow_head=False),
             # Any user's gallery: a service's token.
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),

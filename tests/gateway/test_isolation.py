@@ -427,6 +427,72 @@ async def _internal_reads(world: World, me: Person, other: Person) -> list[Reply
     return [*refused, *mine]
 
 
+@case("GET", "/api/webhooks")
+@case("POST", "/api/webhooks")
+async def _webhooks(world: World, me: Person, other: Person) -> list[Reply]:
+    await _their_webhook(world, other)
+    replies = [
+        await world.get("/api/webhooks", user=me.name),
+        await world.request("POST", "/api/webhooks", user=me.name, json={"url": f"https://example.org/{me.canary}"}),
+        await world.get("/api/webhooks", user=me.name),
+    ]
+    assert [reply.status for reply in replies] == [200, 201, 200]
+    await world.request("DELETE", replies[1].headers["Location"], user=me.name)
+    return replies
+
+
+@case("GET", "/api/webhooks/{id}")
+@case("PATCH", "/api/webhooks/{id}")
+@case("DELETE", "/api/webhooks/{id}")
+@case("POST", "/api/webhooks/{id}/secret")
+@case("POST", "/api/webhooks/{id}/test")
+@case("GET", "/api/webhooks/{id}/deliveries")
+@case("POST", "/api/webhooks/{id}/deliveries/{delivery}/replay")
+async def _webhook(world: World, me: Person, other: Person) -> list[Reply]:
+    """Theirs is not there; nor is their delivery below a webhook of mine."""
+    theirs, mine = await _their_webhook(world, other), await _their_webhook(world, me)
+    (delivery,) = await world.gateway.primary.fetch(
+        "select id from webhook_deliveries where webhook_id = $1 limit 1", uuid.UUID(theirs)
+    )
+    sql = (
+        "select array_agg(w::text order by id), (select array_agg(d::text order by id) from webhook_deliveries d "
+        "where d.owner_id = $1) from webhooks w where owner_id = $1"
+    )
+    (before,) = await world.gateway.primary.fetch(sql, other.name)
+    path = f"/api/webhooks/{theirs}"
+    replies = [
+        await world.get(path, user=me.name),
+        await world.request("PATCH", path, user=me.name, json={"url": "https://example.org/mine"}),
+        await world.request("DELETE", path, user=me.name),
+        await world.request("POST", f"{path}/secret", user=me.name),
+        await world.request("POST", f"{path}/test", user=me.name),
+        await world.get(f"{path}/deliveries", user=me.name),
+        await world.request("POST", f"{path}/deliveries/{delivery['id']}/replay", user=me.name),
+        await world.get(f"/api/webhooks/{uuid.uuid4()}", user=me.name),
+    ]
+    assert {reply.status for reply in replies} == {404}
+    assert len({reply.json["detail"] for reply in replies}) == 1
+    replies.append(
+        await world.request("POST", f"/api/webhooks/{mine}/deliveries/{delivery['id']}/replay", user=me.name)
+    )
+    assert replies[-1].status == 404
+    (after,) = await world.gateway.primary.fetch(sql, other.name)
+    assert before == after
+    return replies
+
+
+async def _their_webhook(world: World, who: Person) -> str:
+    """The id of a webhook with `who`'s canary, which has been told of something."""
+    found = (await world.get("/api/webhooks", user=who.name)).json["webhooks"]
+    if found:
+        return str(found[0]["id"])
+    url = f"https://example.org/{who.canary}"
+    made = await world.request("POST", "/api/webhooks", user=who.name, json={"url": url})
+    row_id = str(made.json["webhook"]["id"])
+    assert (await world.request("POST", f"/api/webhooks/{row_id}/test", user=who.name)).status == 202
+    return row_id
+
+
 @case("GET", "/internal/users/{user}/images")
 @case("POST", "/internal/users/{user}/images")
 @case("POST", "/internal/users/{user}/sync")
@@ -575,7 +641,9 @@ async def test_role_decides_about_the_address(shared: World, route: tuple[str, s
     if not canonical.startswith(("/api/", "/internal/", "/admin/")):
         assert canonical.startswith(("/files/", "/callbacks/")) or canonical in ("/healthz", "/readyz", "/metrics")
         return
-    path = canonical.replace("{id}", str(uuid.uuid4())).replace("{user}", "cara")
+    path = canonical.replace("{user}", "cara")
+    for name in ("{id}", "{delivery}"):
+        path = path.replace(name, str(uuid.uuid4()))
 
     async def status(user: str | None, role: str = "user") -> int:
         headers = {} if user is None else {"Authorization": f"Bearer {shared.token(user, role)}"}
