@@ -14,7 +14,7 @@ from aiohttp import web
 
 from gateway.errors import BadRequest
 from gateway.payloads import read_json, row_id
-from gateway.routes.context import GATEWAY, caller, no_parameters, written
+from gateway.routes.context import GATEWAY, caller, only_parameters, written
 from store import webhook_log, webhooks
 from store.errors import InvalidQuery
 from store.sealing import open_sealer
@@ -52,7 +52,7 @@ class Changes(msgspec.Struct, forbid_unknown_fields=True):
 async def list_webhooks(request: web.Request) -> web.Response:
     """GET /api/webhooks."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     found = await webhooks.list_webhooks(request.app[GATEWAY].primary, user)
     return _answer(webhooks=found, next_page_token=None)
 
@@ -60,7 +60,7 @@ async def list_webhooks(request: web.Request) -> web.Response:
 async def create(request: web.Request) -> web.Response:
     """POST /api/webhooks: 201 with its secret."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     given = await read_json(request, NewWebhook)
     gateway = request.app[GATEWAY]
     sealer, now_ms = open_sealer(gateway.data), int(time.time() * 1000)
@@ -78,14 +78,14 @@ async def create(request: web.Request) -> web.Response:
 async def get_webhook(request: web.Request) -> web.Response:
     """GET /api/webhooks/{id}."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     return _answer(webhook=await webhooks.get(request.app[GATEWAY].primary, user, _webhook_id(request)))
 
 
 async def change(request: web.Request) -> web.Response:
     """PATCH /api/webhooks/{id}: another URL, other events, disabled, or active again."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     webhook_id = _webhook_id(request)
     changes = await read_json(request, Changes)
     values = {k: v for k, v in msgspec.structs.asdict(changes).items() if v is not msgspec.UNSET}
@@ -101,7 +101,7 @@ async def change(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """DELETE /api/webhooks/{id}: with its log; what waits is not sent any more."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     webhook_id = _webhook_id(request)
     _, bookmark = await request.app[GATEWAY].write(user, lambda c: webhooks.delete(c, user, webhook_id))
     return written(_body(), bookmark)
@@ -110,7 +110,7 @@ async def delete(request: web.Request) -> web.Response:
 async def rotate(request: web.Request) -> web.Response:
     """POST /api/webhooks/{id}/secret: a new secret; the old one signs too for a day."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     webhook_id = _webhook_id(request)
     gateway = request.app[GATEWAY]
     sealer = open_sealer(gateway.data)
@@ -121,7 +121,7 @@ async def rotate(request: web.Request) -> web.Response:
 async def test(request: web.Request) -> web.Response:
     """POST /api/webhooks/{id}/test: a `ping` is on its way."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     webhook_id = _webhook_id(request)
     delivery, bookmark = await request.app[GATEWAY].write(user, lambda c: webhook_log.ping(c, user, webhook_id))
     return written(_body(delivery=delivery), bookmark, status=202)
@@ -142,7 +142,7 @@ async def list_deliveries(request: web.Request) -> web.Response:
 async def replay(request: web.Request) -> web.Response:
     """POST /api/webhooks/{id}/deliveries/{delivery}/replay: the same event again, under its old id."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     webhook_id, delivery_id = _webhook_id(request), row_id(request, "a delivery's id", "delivery")
     delivery, bookmark = await request.app[GATEWAY].write(
         user, lambda c: webhook_log.replay(c, user, webhook_id, delivery_id)
