@@ -11,7 +11,7 @@ from typing import IO
 
 import structlog
 
-from actors.replica import delete_files
+from actors.replica_file import delete_files
 
 __all__ = ["ReplicaFolder"]
 
