@@ -17,7 +17,8 @@ from actors.budget import Budget, Reopenings
 from actors.errors import CallError, Overloaded, ReplicaBroken, Retryable, Seeding
 from actors.folder import ReplicaFolder
 from actors.metrics import HostMetrics
-from actors.replica import Replica, delete_files
+from actors.replica import Replica
+from actors.replica_file import delete_files
 from actors.schema import user_version
 from actors.seed import seed
 from actors.seeding import SeedQueue

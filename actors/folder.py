@@ -14,7 +14,7 @@ from typing import IO, Final
 
 import structlog
 
-from actors.replica import delete_files
+from actors.replica_file import delete_files
 
 __all__ = ["ReplicaFolder"]
 

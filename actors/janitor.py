@@ -15,7 +15,7 @@ from typing import NamedTuple
 import structlog
 
 from actors.folder import ReplicaFolder
-from actors.replica import delete_files, file_bytes
+from actors.replica_file import delete_files, file_bytes
 from store.clock import Clock
 from store.erasure import finished_since
 from store.primary import Primary

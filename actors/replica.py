@@ -10,7 +10,6 @@ change, since nothing is awaited inside an apply.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import sqlite3
 import zlib
@@ -18,17 +17,16 @@ from collections.abc import Iterable, Set
 from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
-from urllib.parse import quote
 
 from actors.errors import DiskFull, QueryTooCostly, ReplicaBroken
 from actors.queries import answer
-from actors.schema import APPLICATION_ID, DELETE, ROWS, UPSERT
+from actors.replica_file import BROKEN, Position, connect
+from actors.schema import DELETE, ROWS, UPSERT
 from store.changes import Cursor
 from store.documents import Row
-from store.epoch import Bookmark
 from store.gallery import decode_query, query_hash
 
-__all__ = ["Applied", "KeptPage", "Replica", "Room", "delete_files", "file_bytes"]
+__all__ = ["Applied", "KeptPage", "Replica", "Room"]
 
 #: Pages kept as bytes per replica: enough for a first page, its filters and some scrolling.
 KEPT_PAGES: Final = 16
@@ -36,34 +34,8 @@ KEPT_BYTES: Final = 256 * 1024
 #: SQLite instructions in one query before it is stopped: about 30 ms, which is what all other users would wait.
 MAX_STEPS: Final = 2_000_000
 
-#: In one go: a call for each would take the loop for as long as a small page does.
-_PRAGMAS: Final = ";".join(
-    (
-        # EXCLUSIVE before the first access: no -shm file, and a second opener fails instead of corrupting.
-        "pragma locking_mode = exclusive",
-        # A replica can be rebuilt. The WAL's checksums survive a kill of the process; a machine crash wipes the folder.
-        # Before the next one: making a seed's file a WAL one would wait for the disk, and the loop with it.
-        "pragma synchronous = off",
-        "pragma journal_mode = wal",
-        "pragma cache_size = -256",
-        "pragma mmap_size = 0",  # an I/O error under mmap is a SIGBUS: the whole host would die
-        "pragma temp_store = memory",
-        "pragma busy_timeout = 0",  # one connection: waiting for a lock would be a bug
-        "pragma trusted_schema = off",
-        "pragma cell_size_check = on",  # a damaged index would let an apply add rows a second time
-        "pragma wal_autocheckpoint = 200",
-        "pragma journal_size_limit = 1048576",
-    )
-)
-
-
 #: Each page made gets a stamp of its own; hosts start at random places, so equal stamps mean equal bytes.
 _stamps: Final = count(secrets.randbits(62) + 1)
-
-
-_NONCE: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-#: What a damaged file raises; UnicodeDecodeError comes from sqlite3 when the schema's text is damaged.
-_BROKEN: Final = (sqlite3.Error, UnicodeDecodeError)
 
 
 def _code(error: BaseException) -> int:
@@ -106,13 +78,6 @@ class Applied(NamedTuple):
     row: Row | None
 
 
-class _Position(NamedTuple):
-    """Where a file stands, and when that was last known to be the head (wall time, seconds)."""
-
-    cursor: Cursor
-    synced_at: float
-
-
 class Room(Protocol):
     """Who counts what replicas take."""
 
@@ -150,7 +115,7 @@ class Replica:
         user: str,
         version: int,
         connection: sqlite3.Connection,
-        position: _Position,
+        position: Position,
         room: Room | None,
     ) -> None:
         self.path = path
@@ -173,7 +138,7 @@ class Replica:
         Raises:
             ReplicaBroken: it is not, or it cannot be read.
         """
-        return cls(path, user, version, *_connect(path, user, version), room)
+        return cls(path, user, version, *connect(path, user, version), room)
 
     @property
     def is_resting(self) -> bool:
@@ -216,7 +181,7 @@ class Replica:
             ReplicaBroken: the file is not what it was, or cannot be read.
         """
         if self._connection is None:
-            connection, (cursor, _) = _connect(self.path, self.user, self._version)
+            connection, (cursor, _) = connect(self.path, self.user, self._version)
             if cursor != self.cursor:
                 connection.close()
                 raise ReplicaBroken(f"replica file of {self.user} was changed by another hand")
@@ -253,7 +218,7 @@ class Replica:
                     execute("rollback")
             except sqlite3.Error as second:
                 raise ReplicaBroken(f"changes of {self.user} could not be undone: {second}") from error
-            if not isinstance(error, _BROKEN):
+            if not isinstance(error, BROKEN):
                 raise
             if _code(error) & 0xFF == sqlite3.SQLITE_FULL:
                 raise DiskFull(f"no room to apply changes of {self.user}") from error
@@ -290,7 +255,7 @@ class Replica:
         connection, sql, values = self._use(), ROWS[kind], (after, until, until)
         try:
             return [Row(row[0], row[1:-1], row[-1]) for row in connection.execute(sql, values)]
-        except _BROKEN as error:
+        except BROKEN as error:
             raise ReplicaBroken(f"replica of {self.user} cannot be read: {error}") from error
 
     def _query(self, encoded: bytes) -> KeptPage:
@@ -299,7 +264,7 @@ class Replica:
         connection.set_progress_handler(self._step, 10_000)
         try:
             body = answer(connection, decode_query(encoded))
-        except (*_BROKEN, TypeError) as error:
+        except (*BROKEN, TypeError) as error:
             if _code(error) == sqlite3.SQLITE_INTERRUPT:
                 raise QueryTooCostly(f"a query of {self.user} was stopped after {MAX_STEPS:,} steps") from error
             raise ReplicaBroken(f"replica of {self.user} cannot be read: {error}") from error
@@ -342,80 +307,3 @@ class Replica:
             self._kept_bytes -= self._kept.pop(encoded).size
         if self._room is not None:
             self._room.keep(self, self._kept_bytes - before)
-
-
-def _connect(path: Path, user: str, version: int) -> tuple[sqlite3.Connection, _Position]:
-    """The one connection of the file at `path`, and where that stands."""
-    connection: sqlite3.Connection | None = None
-    try:
-        closed_at = _closed_at(path, user)
-        connection = sqlite3.connect(
-            f"file:{quote(os.path.abspath(path))}?mode=rw",
-            uri=True,
-            timeout=0,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=24,
-        )
-        connection.executescript(_PRAGMAS)
-        cursor, synced_at = _check(connection, user, version)
-    except (*_BROKEN, OSError, ReplicaBroken, TypeError) as error:
-        if connection is not None:
-            connection.close()
-        raise ReplicaBroken(f"replica file of {user} cannot be used: {error}") from error
-    return connection, _Position(cursor, synced_at if closed_at is None else closed_at)
-
-
-def _check(connection: sqlite3.Connection, user: str, version: int) -> _Position:
-    found = (_pragma(connection, "application_id"), _pragma(connection, "user_version"))
-    if found != (APPLICATION_ID, version):
-        raise ReplicaBroken("it was made by another version of the schema")
-    owner, epoch, position, nonce, synced_at = connection.execute(
-        "select user_id, epoch, version, nonce, synced_at from meta"
-    ).fetchone()
-    if owner != user:
-        raise ReplicaBroken("it belongs to another user")
-    # What the primary would not take as a cursor could never be pulled from, and never be found to be wrong.
-    is_whole = Bookmark.parse(f"{epoch}.{position}") is not None and _NONCE.fullmatch(nonce) is not None
-    if not is_whole or not isinstance(position, int) or not isinstance(synced_at, float):
-        raise ReplicaBroken("its position is damaged")
-    return _Position(Cursor(epoch, position, nonce), synced_at)
-
-
-def _pragma(connection: sqlite3.Connection, name: str) -> int:
-    return int(connection.execute(f"pragma {name}").fetchone()[0])
-
-
-def _closed_at(path: Path, user: str) -> float | None:
-    """The time of a file that was closed in order: when its replica was last known to be at head, also if it rested and
-    wrote nothing for long. None when there is a log: whoever had it open was killed, and what it last wrote counts."""
-    if not os.path.exists(f"{path}-wal"):
-        return path.stat().st_mtime
-    # A log does not say whose it is: laid over another user's file, its pages make that file pass for ours.
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
-    try:
-        (owner,) = connection.execute("select user_id from meta").fetchone()
-    except (*_BROKEN, TypeError):
-        return None  # a kill in a checkpoint leaves a file that makes sense with its log only
-    finally:
-        connection.close()
-    if owner != user:
-        raise ReplicaBroken("it belongs to another user")
-    return None
-
-
-def delete_files(path: Path) -> None:
-    """Delete a closed replica: its file, and what SQLite may have left beside it."""
-    for suffix in ("-wal", "-shm", "-journal", ""):  # the log first: alone, it would be the next file's
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-def file_bytes(path: Path) -> int:
-    """Bytes of a replica's file and of its log; 0 when it is not there."""
-    total = 0
-    for name in (path.name, f"{path.name}-wal"):
-        try:
-            total += path.with_name(name).stat().st_size
-        except FileNotFoundError:
-            continue
-    return total

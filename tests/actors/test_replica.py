@@ -15,7 +15,8 @@ import pytest
 
 from actors import replica as replica_module
 from actors.errors import DiskFull, QueryTooCostly, ReplicaBroken
-from actors.replica import KEPT_BYTES, KEPT_PAGES, Applied, Replica, delete_files
+from actors.replica import KEPT_BYTES, KEPT_PAGES, Applied, Replica
+from actors.replica_file import delete_files
 from actors.schema import APPLICATION_ID, SCHEMA, user_version
 from store.changes import Cursor
 from store.documents import Documents
