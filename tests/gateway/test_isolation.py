@@ -537,6 +537,107 @@ async def _admin(world: World, me: Person, other: Person) -> list[Reply]:
     return replies
 
 
+@case("GET", "/api/templates")
+@case("POST", "/api/templates")
+@case("GET", "/api/templates/{id}")
+@case("PATCH", "/api/templates/{id}")
+@case("DELETE", "/api/templates/{id}")
+async def _templates(world: World, me: Person, other: Person) -> list[Reply]:
+    """A name that somebody else has is free, and their template is not there by any name or id."""
+    body = {"name": "mine", "prompt": other.canary + " {{a}}"}
+    theirs = await world.request("POST", "/api/templates", user=other.name, json=body)
+    path = f"/api/templates/{theirs.json['template']['id']}"
+    mine = await world.request("POST", "/api/templates", user=me.name, json={"name": "mine", "prompt": me.canary})
+    token = (await world.get("/api/templates?limit=1", user=other.name)).json["next_page_token"]
+    listed = [await world.get("/api/templates", user=me.name)]
+    if token is not None:
+        listed.append(await world.get(f"/api/templates?page_token={token}", user=me.name))
+    hidden = [
+        await world.get(path, user=me.name),
+        await world.request("PATCH", path, user=me.name, json={"prompt": "x"}),
+        await world.request("DELETE", path, user=me.name),
+    ]
+    filled = {"template": theirs.json["template"]["id"], "variables": {"a": "b"}}
+    hidden.append(await world.request("POST", "/api/generations", user=me.name, json=filled))
+    assert (theirs.status, mine.status) == (201, 201)
+    assert {reply.status for reply in hidden} == {404}
+    kept = await world.request("DELETE", path, user=other.name)
+    assert kept.status == 200
+    await world.request("DELETE", f"/api/templates/{mine.json['template']['id']}", user=me.name)
+    return [mine, *listed, *hidden]
+
+
+@case("GET", "/api/model-settings")
+@case("PUT", "/api/model-settings/{model}")
+@case("DELETE", "/api/model-settings/{model}")
+async def _model_settings(world: World, me: Person, other: Person) -> list[Reply]:
+    path = "/api/model-settings/@cf/lykon/dreamshaper-8-lcm"
+    await world.request("PUT", path, user=other.name, json={"negative_prompt": other.canary})
+    replies = [await world.get("/api/model-settings", user=me.name), await world.request("DELETE", path, user=me.name)]
+    replies.append(await world.request("PUT", path, user=me.name, json={"negative_prompt": me.canary}))
+    replies.append(await world.request("DELETE", path, user=me.name))
+    assert [reply.status for reply in replies] == [200, 404, 200, 200]
+    (theirs,) = (await world.get("/api/model-settings", user=other.name)).json["settings"]
+    assert theirs["params"] == {"negative_prompt": other.canary}
+    await world.request("DELETE", path, user=other.name)
+    return replies
+
+
+@case("GET", "/api/provider-keys")
+@case("PUT", "/api/provider-keys/{provider}")
+@case("DELETE", "/api/provider-keys/{provider}")
+async def _provider_keys(world: World, me: Person, other: Person) -> list[Reply]:
+    path = "/api/provider-keys/openai"
+    await world.request("PUT", path, user=other.name, json={"key": other.canary})
+    replies = [await world.get("/api/provider-keys", user=me.name), await world.request("DELETE", path, user=me.name)]
+    replies.append(await world.request("PUT", path, user=me.name, json={"key": me.canary}))
+    replies.append(await world.request("DELETE", path, user=me.name))
+    assert [reply.status for reply in replies] == [200, 404, 200, 200]
+    (theirs,) = (await world.get("/api/provider-keys", user=other.name)).json["provider_keys"]
+    assert theirs["hint"] == other.canary[-4:]
+    await world.request("DELETE", path, user=other.name)
+    return replies
+
+
+@case("PATCH", "/api/account")
+@case("GET", "/api/account/ledger")
+async def _account(world: World, me: Person, other: Person) -> list[Reply]:
+    body = {"credits": 5, "reason": other.canary}
+    granted = await world.request("POST", f"/admin/users/{other.name}/credits", user="boss", role="admin", json=body)
+    await world.request("PATCH", "/api/account", user=other.name, json={"day_budget_credits": 77.7})
+    token = (await world.get("/api/account/ledger?limit=1", user=other.name)).json["next_page_token"]
+    replies = [await world.get("/api/account/ledger", user=me.name)]
+    if token is not None:
+        replies.append(await world.get(f"/api/account/ledger?page_token={token}", user=me.name))
+    replies.append(await world.request("PATCH", "/api/account", user=me.name, json={"month_budget_credits": 5}))
+    assert granted.status == 201
+    sql = "select day_budget_tenths, month_budget_tenths from accounts where owner_id = $1"
+    await world.request("PATCH", "/api/account", user=me.name, json={"day_budget_credits": None})
+    assert (await world.gateway.primary.fetch(sql, other.name))[0]["day_budget_tenths"] == 777
+    for reply in replies:
+        assert reply.status == 200
+    return replies
+
+
+@case("POST", "/admin/users/{user}/credits")
+@case("PUT", "/admin/users/{user}/plan")
+@case("GET", "/admin/users/{user}/ledger")
+async def _admin_money(world: World, me: Person, other: Person) -> list[Reply]:
+    """Nobody but an admin gives, not even to himself."""
+    sql = "select plan, balance_tenths from accounts where owner_id = any($1) order by owner_id"
+    before = await world.gateway.primary.fetch(sql, [me.name, other.name])
+    replies = []
+    for role in ("user", "service"):
+        for name in (me.name, other.name):
+            path = f"/admin/users/{name}"
+            replies.append(await world.request("POST", f"{path}/credits", user=me.name, role=role, json={"credits": 5}))
+            replies.append(await world.request("PUT", f"{path}/plan", user=me.name, role=role, json={"plan": "pro"}))
+            replies.append(await world.get(f"{path}/ledger", user=me.name, role=role))
+    assert {reply.status for reply in replies} == {403}
+    assert await world.gateway.primary.fetch(sql, [me.name, other.name]) == before
+    return replies
+
+
 @case("GET", "/api/events")
 async def _events(world: World, me: Person, other: Person) -> list[Reply]:
     """Their change first, then mine: mine is the first that I hear of."""
@@ -644,6 +745,9 @@ async def test_role_decides_about_the_address(shared: World, route: tuple[str, s
     path = canonical.replace("{user}", "cara")
     for name in ("{id}", "{delivery}"):
         path = path.replace(name, str(uuid.uuid4()))
+
+    path = canonical.replace("{id}", str(uuid.uuid4())).replace("{user}", "cara")
+    path = path.replace("{model}", "builtin").replace("{provider}", "openai")
 
     async def status(user: str | None, role: str = "user") -> int:
         headers = {} if user is None else {"Authorization": f"Bearer {shared.token(user, role)}"}
