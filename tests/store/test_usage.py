@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,6 +136,7 @@ async def test_totals_are_those_of_all_days_from_both(
             "coalesce(sum(credits_used_tenths), 0) / 10.0 as credits_used from usage_daily where owner_id = 'ana'"
         )
         assert {name: stats[name] for name in expected.keys()} == dict(expected)  # noqa: SIM118 - a record's keys
+        assert str(stats["cost_usd"]) == f"{expected['cost_usd']:.4f}", "exact, with all its decimals"
         models = await connection.fetch(
             "select key, sum(value::int) as n from usage_daily, jsonb_each_text(model_usage) where owner_id = 'ana' "
             'group by key order by n desc, key collate "C"'
@@ -174,6 +176,42 @@ async def test_usage_follows_from_the_ends_of_jobs(
     assert stats["duration_ms"] == 6000
     assert (account["balance_credits"], account["held_credits"]) == (Decimal("92.5"), 3)
     both.replica.close()
+
+
+_counts = st.integers(0, 10**6)
+_days = st.builds(
+    lambda day, counts, tenths, usd, models: msgspec.json.encode(
+        {
+            "day": str(day), **dict(zip(_COUNTS, counts, strict=True)), "model_usage": models,
+            "credits_used": msgspec.Raw(str(Decimal(tenths) / 10).encode()),
+            "cost_usd": msgspec.Raw(str(Decimal(usd).scaleb(-4)).encode()),
+        }
+    ),
+    st.dates(date(1970, 1, 1)),
+    st.tuples(*[_counts] * 6),
+    st.integers(0, 10**12),
+    st.integers(0, 10**12),
+    st.dictionaries(st.text(max_size=3), st.integers(1, 9), max_size=3),
+)  # fmt: skip
+_COUNTS = (
+    "generations_count", "generations_success", "generations_failed", "generations_canceled", "images_count",
+    "duration_ms",
+)  # fmt: skip
+
+
+@given(days=st.lists(_days, max_size=12, unique_by=lambda day: json.loads(day)["day"]), data=st.data())
+def test_stats_do_not_tell_in_which_order_days_were_read(days: list[bytes], data: st.DataObject) -> None:
+    """A replica and the primary keep them in different orders. Sums are exact, whatever their size."""
+    query = StatsQuery(str(data.draw(st.dates(date(1970, 1, 1)))))
+    body = query.body({"usage_daily": days, "accounts": []})
+
+    assert query.body({"usage_daily": data.draw(st.permutations(days)), "accounts": []}) == body
+    stats, known = parse(body)["stats"], [parse(day) for day in days]
+    assert [day["day"] for day in stats["days"]] == sorted(
+        (d["day"] for d in known if d["day"] >= query.since), reverse=True
+    )
+    for name in ("credits_used", "cost_usd", *_COUNTS):
+        assert stats[name] == sum(day[name] for day in known)
 
 
 @pytest.mark.parametrize(("plan", "limit"), [("free", 10), ("pro", 20), ("enterprise", 30)])
