@@ -15,6 +15,7 @@ from actors import ReplicaClient, user_version
 from gateway.auth import Authenticator
 from gateway.config import GatewaySettings
 from gateway.events import Streams
+from gateway.following import Following
 from gateway.freshness import Reads
 from gateway.housekeeping import Housekeeping
 from gateway.metrics import GatewayMetrics
@@ -27,6 +28,8 @@ from store.config import StoreSettings
 from store.documents import Documents
 from store.epoch import Bookmark
 from store.errors import ObjectError, ObjectsUnavailable, SettingError
+from store.generation.catalog import open_catalog
+from store.generation.config import ProviderSettings
 from store.objects import open_objects
 from store.objects.picture_process import PictureProcess
 from store.objects.signing import open_signed_urls
@@ -55,6 +58,7 @@ class Gateway:
         primary_url: str,
         store: StoreSettings,
         settings: GatewaySettings,
+        providers: ProviderSettings,
         wire_secret: bytes | None = None,
         index: int = 0,
     ) -> None:
@@ -70,14 +74,16 @@ class Gateway:
         self.started_at = time.monotonic()
         self._url = primary_url
         self._store = store
+        self._providers = providers
         self._wire_secret = wire_secret
 
     async def start(self) -> None:
         """Open the pools and learn the hosts. Needs neither the primary, nor a host, nor the bucket to be there.
 
         Raises:
-            SettingError: the object store refuses us, or cannot be written to.
+            SettingError: the object store refuses us, or cannot be written to; the catalog cannot be made.
         """
+        self.catalog = await open_catalog(self._providers)
         await self._check_objects()
         await self.objects.sweep_temporary(_ABANDONED_S)
         store = self._store
@@ -106,6 +112,7 @@ class Gateway:
             self.client, self.reads.floors, self.primary, self.auth, self.metrics, most=self.settings.max_streams
         )
         await self.streams.start()
+        self.following = Following(self.fallback, self.metrics, most=self.settings.max_streams)
         self.operators = Operators(self.primary, self.client, self.documents)
         self.housekeeping = Housekeeping(self.primary, self.objects, trash_s=store.trash_days * 86_400)
         self.housekeeping.start()
@@ -115,6 +122,7 @@ class Gateway:
 
     async def close(self) -> None:
         await self.housekeeping.stop()
+        await self.following.close()
         await self.auth.close()
         await self.client.close()
         await self.primary.close()
@@ -155,6 +163,7 @@ def make_app(gateway: Gateway) -> web.Application:
     app.cleanup_ctx.append(life)
 
     async def end_streams(_: web.Application) -> None:
+        await gateway.following.close()
         await gateway.streams.close()  # before the server waits for its handlers to end
 
     app.on_shutdown.append(end_streams)

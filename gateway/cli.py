@@ -88,6 +88,7 @@ def serve(
     data = data.resolve()
     settings = StoreSettings.load(data)
     GatewaySettings.load(data)
+    _check_providers(data)
     _host_settings(data)
     configure(process="serve", level=settings.log_level)
     console = _Starting()
@@ -105,6 +106,15 @@ def serve(
 
     # The default loop: Postgres is spawned from this very thread, whose end it follows.
     asyncio.run(supervisor.run(ready))
+
+
+def _check_providers(data: Path) -> None:
+    """Before anything is started: a gateway that cannot read the prices would end again and again."""
+    from store.generation.config import ProviderSettings
+    from store.generation.pricing import read_prices
+
+    prices = ProviderSettings.load(data).prices_file
+    read_prices(Path(prices) if prices else None)
 
 
 class _Starting:
@@ -136,6 +146,7 @@ def gateway(
     from gateway.config import GatewaySettings
     from gateway.server import serve_gateway
     from store.config import StoreSettings
+    from store.generation.config import ProviderSettings
     from store.instance import primary_url
     from store.logs import configure
 
@@ -146,7 +157,8 @@ def gateway(
     _run(
         serve_gateway(
             data, primary_url=primary_url(data, store), store=store, settings=GatewaySettings.load(data),
-            wire_secret=secret, index=index, listening=listening, bind=bind, port=port,
+            providers=ProviderSettings.load(data), wire_secret=secret, index=index, listening=listening, bind=bind,
+            port=port,
         )
     )  # fmt: skip
 
@@ -334,8 +346,9 @@ def _settings_classes() -> list[type[Settings]]:
     from actors.config import HostSettings
     from gateway.config import GatewaySettings
     from store.config import StoreSettings
+    from store.generation.config import ProviderSettings
 
-    return [StoreSettings, HostSettings, GatewaySettings]
+    return [StoreSettings, HostSettings, GatewaySettings, ProviderSettings]
 
 
 @config.command("set")

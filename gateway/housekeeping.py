@@ -1,5 +1,5 @@
 """What a gateway does by itself: the trash is emptied when its time is over, objects follow their rows, erasures that
-were interrupted are finished.
+were interrupted are finished, and answers kept for idempotency keys go after their day.
 
 Every gateway does it, for every deployment has one, and it has the object store at hand. Any number may: each takes
 what no other one holds.
@@ -16,6 +16,7 @@ import structlog
 from store.deletions import delete_due
 from store.erasure import finish_erasures
 from store.errors import PrimaryUnavailable
+from store.idempotency import forget_old
 from store.objects.interface import Objects
 from store.primary import Primary
 from store.trash import purge
@@ -77,3 +78,4 @@ class Housekeeping:
             log.info("trash.purged", images=removed.images, bytes=removed.bytes)
         for erased in await finish_erasures(self._primary):
             log.info("user.erasure_finished", **erased._asdict())
+        await forget_old(self._primary)

@@ -15,7 +15,20 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.errors import BadRequest, TooLarge
 
-__all__ = ["ImageChanges", "NoFields", "Upload", "UploadFields", "image_id", "read_json", "read_upload", "reference_id"]
+__all__ = [
+    "ImageChanges",
+    "NoFields",
+    "Upload",
+    "UploadFields",
+    "batch_id",
+    "decode_json",
+    "generation_id",
+    "image_id",
+    "read_body",
+    "read_json",
+    "read_upload",
+    "reference_id",
+]
 
 T = TypeVar("T")
 MAX_JSON_BYTES: Final = 64 * 1024
@@ -61,6 +74,16 @@ async def read_json(request: web.Request, shape: type[T]) -> T:
         BadRequest: not JSON, an unknown field, a value of the wrong type; names the field.
         TooLarge: over 64 KiB.
     """
+    return decode_json(await read_body(request), shape)
+
+
+async def read_body(request: web.Request, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The bytes of the request's JSON body.
+
+    Raises:
+        BadRequest: it does not say that it is JSON, or does not arrive.
+        TooLarge: over `max_bytes`.
+    """
     if request.content_type != "application/json":
         raise BadRequest("the body must be JSON, with Content-Type: application/json")
     body = bytearray()
@@ -68,12 +91,21 @@ async def read_json(request: web.Request, shape: type[T]) -> T:
         async with asyncio.timeout(_BODY_S):
             async for chunk in request.content.iter_any():
                 body += chunk
-                if len(body) > MAX_JSON_BYTES:
-                    raise TooLarge(f"the body is over {MAX_JSON_BYTES} bytes")
+                if len(body) > max_bytes:
+                    raise TooLarge(f"the body is over {max_bytes} bytes")
     except web.RequestPayloadError as error:
         raise BadRequest(f"the body cannot be read: {error}") from None
     except TimeoutError:
         raise BadRequest(f"the body did not arrive within {_BODY_S:.0f} s") from None
+    return bytes(body)
+
+
+def decode_json(body: bytes, shape: type[T]) -> T:
+    """`body` as `shape`.
+
+    Raises:
+        BadRequest: not JSON, an unknown field, a value of the wrong type; names the field.
+    """
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.ValidationError as error:
@@ -172,6 +204,16 @@ def image_id(request: web.Request) -> uuid.UUID:
 def reference_id(request: web.Request) -> uuid.UUID:
     """The same of a reference image."""
     return _row_id(request, "a reference's id")
+
+
+def generation_id(request: web.Request) -> uuid.UUID:
+    """The same of a generation."""
+    return _row_id(request, "a generation's id")
+
+
+def batch_id(request: web.Request) -> uuid.UUID:
+    """The same of a batch."""
+    return _row_id(request, "a batch's id")
 
 
 def _row_id(request: web.Request, what: str) -> uuid.UUID:

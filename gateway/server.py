@@ -16,6 +16,7 @@ from gateway.config import GatewaySettings
 from gateway.hot import HotRunner
 from store.config import StoreSettings
 from store.errors import SettingError
+from store.generation.config import ProviderSettings
 
 __all__ = ["serve_gateway"]
 
@@ -30,6 +31,7 @@ async def serve_gateway(
     primary_url: str,
     store: StoreSettings,
     settings: GatewaySettings,
+    providers: ProviderSettings,
     wire_secret: bytes | None,
     index: int,
     listening: socket.socket | None,
@@ -43,8 +45,9 @@ async def serve_gateway(
     """
     _raise_file_limit()
     gateway = Gateway(
-        data, primary_url=primary_url, store=store, settings=settings, wire_secret=wire_secret, index=index
-    )
+        data, primary_url=primary_url, store=store, settings=settings, providers=providers,
+        wire_secret=wire_secret, index=index,
+    )  # fmt: skip
     runner = HotRunner(make_app(gateway), shutdown_timeout=_SHUTDOWN_S, **handler_options())
     await runner.setup()
     site: web.BaseSite

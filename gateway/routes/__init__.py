@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.routes import admin, events, files, health, images, internal, references
+from gateway.routes import admin, events, files, generations, health, images, internal, models, references
 
 __all__ = ["add_routes"]
 
@@ -16,6 +16,7 @@ def add_routes(app: web.Application) -> None:
             # The caller's own gallery: a user's token or API key.
             web.get("/api/images", images.list_images, allow_head=False),
             web.get("/api/v1/images", images.list_images, allow_head=False),
+            web.post("/api/images", generations.generate_image),
             web.post("/api/images/upload", images.upload),
             web.post("/api/images/sync", images.sync),
             web.delete("/api/images/trash", images.empty_trash),
@@ -27,6 +28,15 @@ def add_routes(app: web.Application) -> None:
             web.post("/api/references", references.upload),
             web.get("/api/references/{id}", references.get_reference, allow_head=False),
             web.delete("/api/references/{id}", references.delete_reference),
+            web.post("/api/generations", generations.create_generation),
+            web.post("/api/generate", generations.create_generation),
+            web.post("/api/v1/images/generate", generations.create_generation),
+            web.post("/api/generations/estimate", generations.estimate_generation),
+            web.get("/api/generations/{id}", generations.get_generation, allow_head=False),
+            web.delete("/api/generations/{id}", generations.cancel_generation),
+            web.get("/api/generations/{id}/events", generations.follow_generation, allow_head=False),
+            web.get("/api/batches/{id}", generations.get_batch, allow_head=False),
+            web.get("/api/models", models.list_models, allow_head=False),
             web.get("/api/events", events.events, allow_head=False),
             # Any user's gallery: a service's token.
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),

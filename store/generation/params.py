@@ -31,6 +31,8 @@ class JobParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Own rows of `images` to start from, behind the references."""
     visibility: Literal["public", "unlisted"] = "unlisted"
     template_id: uuid.UUID | None = None
+    parent_id: uuid.UUID | None = None
+    """The picture that the new ones descend from: their `images.parent_id`, if it is still there."""
 
 
 def encode_params(params: JobParams) -> str:

@@ -30,7 +30,8 @@ _ALWAYS: Final = (
     "sync_insert_delete", "sync_update", "sync_truncate", "sync_stamp", "account_open", "object_gone", "object_changed",
 )  # fmt: skip
 _OF_JOBS: Final = (
-    "ledger_line", "ledger_refuse", "account_refuse", "job_created", "job_changing", "job_ended", "job_deleting",
+    "ledger_line", "ledger_applied", "ledger_refuse", "ledger_truncate", "account_refuse", "account_born",
+    "account_gone", "job_created", "job_changing", "job_ended", "job_deleting",
     "job_images_gone",
 )  # fmt: skip
 #: Whether the triggers are those of mark $1, and all $2 of them are there and switched on: $3 always, $4 at least.

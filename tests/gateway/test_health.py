@@ -20,6 +20,7 @@ from gateway.hot import HotRunner
 from gateway.routes import health
 from store.config import StoreSettings
 from store.errors import PrimaryUnavailable
+from store.generation.config import ProviderSettings
 from tests.gateway.asking import given_images, ids_of, replica_of, running
 from tests.gateway.link import PrimaryLink
 from tests.world import Reply, World, add_images, until
@@ -31,7 +32,9 @@ FRESHNESS = ("Peruse-Bookmark", "Peruse-Age", "Peruse-Source")
 @asynccontextmanager
 async def lone_gateway(data: Path, database: str) -> AsyncIterator[aiohttp.ClientSession]:
     """A gateway without a host."""
-    gateway = Gateway(data, primary_url=database, store=StoreSettings(), settings=GatewaySettings())
+    gateway = Gateway(
+        data, primary_url=database, store=StoreSettings(), settings=GatewaySettings(), providers=ProviderSettings()
+    )
     runner = HotRunner(make_app(gateway), shutdown_timeout=0.5, **handler_options())
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
