@@ -176,6 +176,18 @@ begin
   return old;
 end $$;
 
+-- What an attempt had named goes with it, unless an image has it: nobody else knows of those objects.
+create or replace function {schema}.attempts_gone() returns trigger
+language plpgsql security definer set search_path = {schema}, pg_temp as $$
+begin
+  insert into deletions (key)
+  select k from gone cross join unnest(gone.object_keys) o
+  cross join object_keys(o, regexp_replace(o, '[.][^.]*$', '.thumb.webp')) k
+  where not exists (select from images where object_key = o)
+  on conflict do nothing;
+  return null;
+end $$;
+
 -- A job names the pictures that are left of it.
 create or replace function {schema}.job_images_gone() returns trigger
 language plpgsql security definer set search_path = {schema}, pg_temp as $$
@@ -222,6 +234,9 @@ create trigger job_ended after update on {schema}.jobs for each row
 drop trigger if exists job_deleting on {schema}.jobs;
 create trigger job_deleting before delete on {schema}.jobs for each row
   when (old.state not in ('completed', 'failed', 'canceled')) execute function {schema}.job_deleting();
+drop trigger if exists attempts_gone on {schema}.attempts;
+create trigger attempts_gone after delete on {schema}.attempts referencing old table as gone
+  for each statement execute function {schema}.attempts_gone();
 drop trigger if exists job_images_gone on {schema}.images;
 create trigger job_images_gone after delete on {schema}.images referencing old table as gone
   for each statement execute function {schema}.job_images_gone();

@@ -16,7 +16,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -123,7 +123,11 @@ async def save_task(connection: Connection, id: uuid.UUID, task_id: str) -> None
 
 
 async def name(connection: Connection, id: uuid.UUID, pictures: Sequence[Stored], cost_usd: Decimal) -> None:
-    """Write down what is about to be stored, and under which keys."""
+    """Write down what is about to be stored, and under which keys. What was named before, by somebody who did not come
+    to its end, is given up."""
+    row = await connection.fetchrow("select object_keys, pictures::text, owner_id from attempts where id = $1", id)
+    assert row is not None
+    await _give_up(connection, row)
     await connection.execute(
         _NAME, id, [picture.key for picture in pictures], msgspec.json.encode(pictures).decode(), cost_usd
     )
@@ -142,11 +146,8 @@ async def end(
     stays as it is, unless it is done and `with_done` says that its pictures are not wanted."""
     states = [*_OPEN, *(["done"] if with_done else [])]
     row = await connection.fetchrow(_END, id, how, error.code, storable(str(error), 1000), cost_usd, states)
-    if row is None or not row["object_keys"]:
-        return
-    await forget(connection, row["object_keys"])
-    for picture in _decode(row["pictures"]):
-        await storage.release(connection, Reservation(picture.reservation_id, row["owner_id"], picture.size_bytes))
+    if row is not None:
+        await _give_up(connection, row)
 
 
 async def end_all(
@@ -157,9 +158,24 @@ async def end_all(
         await end(connection, row["id"], how, error, with_done=with_done)
 
 
+async def _give_up(connection: Connection, row: Any) -> None:
+    if not row["object_keys"]:
+        return
+    await forget(connection, row["object_keys"])
+    for picture in _decode(row["pictures"]):
+        await storage.release(connection, Reservation(picture.reservation_id, row["owner_id"], picture.size_bytes))
+
+
 async def forget(connection: Connection, keys: Sequence[str]) -> None:
     """The objects of these pictures are to be deleted."""
     await connection.execute(_FORGET, keys)
+
+
+async def forget_unless_named(primary: Primary, id: uuid.UUID, keys: Sequence[str]) -> None:
+    """The same for objects that came when their attempt was gone, with its user. Otherwise whoever has the job now
+    finds them."""
+    if not await primary.fetch("select from attempts where id = $1", id):
+        await primary.fetch(_FORGET, keys)
 
 
 async def finish(connection: Connection, id: uuid.UUID) -> None:

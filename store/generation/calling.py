@@ -158,6 +158,7 @@ class _Attempt:
         """Go on with what an earlier worker had come to."""
         self._id, self._is_written = row.id, True
         if await self._caller._delivery.is_stored(row.pictures):
+            await self._caller._write(self._job, lambda connection: attempts.finish(connection, row.id))
             return Delivered(row.id, row.pictures, None)
         if row.task_id is None:
             raise UnknownOutcome(f"{self._job.provider}: the worker that had asked came to an end")

@@ -30,7 +30,7 @@ from store.errors import (
 from store.generation import attempts, jobs
 from store.generation.attempts import Stored
 from store.generation.errors import BadAnswer, GenerationError, InvalidRequest, Moderated, NoRoom, Undeliverable
-from store.generation.jobs import Claimed
+from store.generation.jobs import Claimed, Lost
 from store.generation.moderation import Moderation
 from store.generation.providers import Done, Fetch, Output
 from store.generation.providers.outputs import bytes_of
@@ -38,7 +38,7 @@ from store.objects import keys
 from store.objects.finishing import Finished
 from store.objects.interface import Objects
 from store.objects.picture_process import PictureProcess
-from store.primary import Connection
+from store.primary import Connection, Primary
 from store.storage import Limits
 
 __all__ = ["Delivered", "Delivery", "Write"]
@@ -74,6 +74,7 @@ class Delivery:
 
     def __init__(
         self,
+        primary: Primary,
         write: Write,
         objects: Objects,
         pictures: PictureProcess,
@@ -82,7 +83,8 @@ class Delivery:
         limits: Limits,
         owner_secret: bytes,
     ) -> None:
-        self._write, self._objects, self._pictures, self._fetch = write, objects, pictures, fetch
+        self._primary, self._write, self._objects, self._pictures = primary, write, objects, pictures
+        self._fetch = fetch
         self._moderation, self._limits, self._owner_secret = moderation, limits, owner_secret
 
     @property
@@ -113,8 +115,13 @@ class Delivery:
         await self._store(
             [item for stored, one in named for item in one.finished.picture.objects(stored.key, one.finished.data)]
         )
-        await self._write(job, lambda connection: attempts.finish(connection, attempt))
-        return Delivered(attempt, tuple(stored for stored, _ in named), refused or error)
+        pictures = tuple(stored for stored, _ in named)
+        try:
+            await self._write(job, lambda connection: attempts.finish(connection, attempt))
+        except Lost:
+            await attempts.forget_unless_named(self._primary, attempt, [picture.key for picture in pictures])
+            raise
+        return Delivered(attempt, pictures, refused or error)
 
     async def is_stored(self, pictures: tuple[Stored, ...]) -> bool:
         """Whether all the objects are there that an attempt has named.

@@ -103,7 +103,8 @@ _PUT_BACK: Final = """
 update jobs set state = 'pending', updated_at = clock_timestamp()
 where id = any($1::uuid[]) and state = 'processing' returning owner_id
 """
-_HEADS: Final = "select u, f.epoch, f.version from unnest($1::text[]) u cross join lateral sync_flush(u) f"
+_FLUSH: Final = "select epoch from sync_flush('')"
+_VERSIONS: Final = "select user_id, version from sync_user where user_id = any($1::text[])"
 
 
 async def is_work_waiting(primary: Primary, providers: Iterable[str]) -> bool:
@@ -133,8 +134,8 @@ async def claim(
 
 async def heads(connection: Connection, users: Iterable[str]) -> dict[str, Bookmark]:
     """Where this transaction brings each of these users, last in it: it stamps them."""
-    rows = await connection.fetch(_HEADS, sorted(users))
-    return {row[0]: Bookmark(row[1], row[2]) for row in rows}
+    epoch = await connection.fetchval(_FLUSH)
+    return {row[0]: Bookmark(epoch, row[1]) for row in await connection.fetch(_VERSIONS, list(users))}
 
 
 async def beat(primary: Primary, worker: str, held: Iterable[uuid.UUID], *, lease_s: float) -> dict[uuid.UUID, Beaten]:

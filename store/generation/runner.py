@@ -48,6 +48,7 @@ log = structlog.get_logger()
 _MOST_CLAIMS: Final = 25
 #: A job that could not be worked on waits so long per claim it has had, in seconds.
 _PAUSE_S: Final = 2.0
+_PROVIDER_JOBS: Final = 64
 #: Calls of one job that are under way at once.
 _CALLS: Final = 4
 
@@ -58,7 +59,7 @@ class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
     jobs: int = 64
     """At once."""
     provider_jobs: Mapping[str, int] = {}
-    """At once at a provider, by all runners together; those that are not named: 64."""
+    """At once at a provider, by all runners together, where it is not the usual number."""
     lease_s: float = 30.0
     beat_s: float = 5.0
     look_s: float = 0.5
@@ -106,16 +107,17 @@ class Runner:
         self._primary, self._providers, self._models = primary, providers, models
         self._name, self._limits, self._on_change, self._callback_url = name, limits, on_change, callback_url
         self._rhythm = rhythm or Rhythm()
-        self._most = {name: self._rhythm.provider_jobs.get(name, 64) for name in providers}
+        self._most = {name: self._rhythm.provider_jobs.get(name, _PROVIDER_JOBS) for name in providers}
         self._write = Writer(primary, on_change)
         self._requests = Requests(primary, objects, urls)
-        delivery = Delivery(self._write, objects, pictures, fetch, moderation, limits, owner_secret)
+        delivery = Delivery(primary, self._write, objects, pictures, fetch, moderation, limits, owner_secret)
         self._caller = Caller(
             primary, self._write, providers, models, prices, delivery, own_key, self.tally,
             policy=policy or Policy(), dice=dice or Random(), every_s=self._rhythm.poll_s,
         )  # fmt: skip
         self._held: dict[uuid.UUID, tuple[Work, asyncio.Task[None]]] = {}
         self._has_room = asyncio.Event()
+        self._claims_no_more = asyncio.Event()
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
 
@@ -129,6 +131,7 @@ class Runner:
         ticking = asyncio.create_task(self._tick())
         try:
             await self._claim_until_stopping()
+            self._claims_no_more.set()
             await self._stopped.wait()
         finally:
             tasks = [ticking, *(task for _, task in self._held.values())]
@@ -140,6 +143,7 @@ class Runner:
         """Take no more. Jobs that nobody was asked for yet wait again at once; the others have `grace_s` to come to
         their end, and are then left to whoever resumes them."""
         self._stopping.set()
+        await self._claims_no_more.wait()  # a claim that is under way brings jobs
         untouched = [(work, task) for work, task in self._held.values() if not work.is_begun]
         await self._drop([task for _, task in untouched])
         try:

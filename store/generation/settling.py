@@ -65,9 +65,7 @@ async def settle(
     is_canceled: bool,
 ) -> str:
     """End a job with the pictures that it has; answers its final state."""
-    parent = params.images[0] if params.images else None
-    if parent is not None:
-        parent = await connection.fetchval(_PARENT, parent, job.owner_id)
+    parent = await connection.fetchval(_PARENT, params.parent_id, job.owner_id) if params.parent_id else None
     kept: list[images.NewImage] = []
     reasons = [*errors, *(one.error for one in delivered if one.error is not None)]
     for picture in (picture for one in delivered for picture in one.pictures):

@@ -45,6 +45,12 @@ select k from {table} t cross join object_keys(t.object_key, t.thumb_key) k
 where (t.object_key = any($1::text[]) or t.thumb_key = any($2::text[])) and k = any($1::text[])"""
     for table in ("images", "reference_images")
 )
+# Those of $1 that a job in work has named: its images' rows are about to come, however long that takes.
+_NAMED: Final = """
+select k from queue q join attempts a on a.job_id = q.job_id cross join unnest(a.object_keys) o
+cross join object_keys(o, regexp_replace(o, '[.][^.]*$', '.thumb.webp')) k
+where q.fence > 0 and k = any($1::text[])
+"""
 _LISTED: Final = "select key from deletions where key = any($1::text[])"
 _LIST: Final = "insert into deletions (key) select k from unnest($1::text[]) k on conflict do nothing"
 
@@ -185,7 +191,8 @@ class _Run:
         suspects, self._orphans = self._orphans, {}
         keys = list(suspects)
         listed = {row[0] for row in await self._connection.fetch(_LISTED, keys)}
-        known = listed | await self._used(keys)
+        named = {row[0] for row in await self._connection.fetch(_NAMED, keys)}
+        known = listed | named | await self._used(keys)  # rows last: a job that ended meanwhile has them
         orphans = [info for key, info in suspects.items() if key not in known]
         if self._prepare is not None:
             await self._connection.execute(_LIST, [info.key for info in orphans])

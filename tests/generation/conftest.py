@@ -10,6 +10,7 @@ import pytest
 from store.objects.picture_process import PictureProcess
 from store.primary import Primary
 from tests.generation.jobs_world import JobsWorld, jobs_world
+from tests.generation.steps import Steps
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,8 @@ async def pictures() -> AsyncIterator[PictureProcess]:
 async def jobs(primary: Primary, tmp_path: Path, pictures: PictureProcess) -> AsyncIterator[JobsWorld]:
     async with jobs_world(primary, tmp_path, pictures) as made:
         yield made
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    return Steps(monkeypatch)

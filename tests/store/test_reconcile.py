@@ -173,3 +173,23 @@ async def test_a_row_with_what_is_no_key_has_no_object(primary: Primary, objects
 
     assert (finding.kind, finding.key, finding.repaired) == ("missing", "../../etc/passwd", "")
     assert not report.is_good
+
+
+async def test_objects_of_a_job_in_work_are_no_orphans(primary: Primary, objects: Objects) -> None:
+    """What an attempt of an unfinished job has named is not deleted, however old it is; what nobody names is."""
+    mine, left = (new_key("generated", TAG, "image/png", n) for n in (1, 2))
+    for key in (mine, left):
+        await objects.put_many([(name, b"bytes") for name in keys_of_picture(key)])
+    await primary.fetch("insert into users (id) values ('ana') on conflict do nothing")
+    job = await primary.fetch(
+        "insert into jobs (owner_id, prompt, provider, model) values ('ana', 'x', 'builtin', 'builtin') returning id"
+    )
+    await primary.fetch(
+        "insert into attempts (job_id, owner_id, call, number, provider, model, fence, object_keys) "
+        "values ($1, 'ana', 0, 1, 'builtin', 'builtin', 1, array[$2])",
+        job[0][0], mine,
+    )  # fmt: skip
+    await primary.fetch("update queue set fence = 1")
+    found: list[Finding] = []
+    await reconcile.reconcile(primary, objects, now=datetime.now(UTC) + LATER, found=found.append)
+    assert {finding.key for finding in found} == set(keys_of_picture(left))
