@@ -143,9 +143,13 @@ class Worker:
         assert not self.gates.after_death, self.gates.after_death
 
     async def stop(self) -> None:
-        await self.runner.stop(grace_s=0.0)
-        for flow in self.gates.of("claim"):
-            self.gates.let_go(flow)
+        """Asked to end, without time for it; a look for jobs that is under way finds some."""
+        stopping = asyncio.create_task(self.runner.stop(grace_s=0.0))
+        while not stopping.done():
+            for flow in self.gates.of("claim"):
+                self.gates.let_go(flow)
+            await asyncio.sleep(0)
+        await stopping
         await asyncio.wait_for(self._task, 10)
 
     async def _stored(self, gates: Gates, keys: Sequence[str]) -> None:
