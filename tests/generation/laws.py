@@ -58,7 +58,7 @@ LAWS: Final = {
     "a call has one attempt that is open or done": """
         select job_id, call, count(*) from attempts where state in ('started', 'submitted', 'done')
         group by 1, 2 having count(*) > 1""",
-    "a picture came from an attempt that is done, and was stored under that key": f"""
+    "a picture came from an attempt that is done, and was stored under that key": """
         select i.id, i.object_key from images i join jobs j on j.id = i.job_id
         where not exists (
           select from attempts a where a.job_id = j.id and a.state = 'done' and i.object_key = any(a.object_keys))""",

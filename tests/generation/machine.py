@@ -5,8 +5,6 @@ Nothing runs between two calls: every worker waits at a gate. So what must hold 
 
 from __future__ import annotations
 
-
-
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +26,6 @@ from store.errors import (
     BudgetExceeded,
     InsufficientCredits,
     NotFound,
-    StorageQuotaExceeded,
     StoreError,
 )
 from store.generation import jobs
@@ -47,8 +44,8 @@ from store.storage import Limits, Reservation
 from tests.actors.machine_backup import restore, save
 from tests.generation.interference import REFUSED
 from tests.generation.laws import Laws
-from tests.generation.scripted import FREE, SEED, Book, Play, Word
-from tests.generation.workers import MODELS, MOST, Shared, Worker
+from tests.generation.scripted import SEED, Book, Play, Word
+from tests.generation.workers import MOST, Shared, Worker
 
 __all__ = ["USERS", "Stage"]
 

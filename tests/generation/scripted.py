@@ -1,10 +1,10 @@
 """A provider that does what a script says, keeps book of what it was asked, and waits at gates.
 
-    ok        draws                          fewer    draws one picture less than was asked for, if it can
-    policy    refuses the prompt             account  refuses the key
-    busy      asks for patience              away     cannot be reached
-    failed    says that it failed            broken   draws, and sends what is no picture
-    lost      takes the call, draws, and its answer never arrives
+ok        draws                          fewer    draws one picture less than was asked for, if it can
+policy    refuses the prompt             account  refuses the key
+busy      asks for patience              away     cannot be reached
+failed    says that it failed            broken   draws, and sends what is no picture
+lost      takes the call, draws, and its answer never arrives
 """
 
 from __future__ import annotations

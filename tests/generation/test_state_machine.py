@@ -24,9 +24,7 @@ _EXAMPLES = int(os.environ.get("PERUSE_TEST_EXAMPLES", "0"))
 
 _users = st.sampled_from(USERS)
 _which = st.integers(0, 11)
-_words = st.lists(
-    st.sampled_from(["ok", "ok", "ok", "lost", *get_args(Word)]), max_size=5
-)
+_words = st.lists(st.sampled_from(["ok", "ok", "ok", "lost", *get_args(Word)]), max_size=5)
 
 #: A method of `Stage`, and its arguments.
 Thing = tuple[str, dict[str, Any]]
