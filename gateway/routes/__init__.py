@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.routes import admin, callbacks, events, files, generations, health, images, internal, models, references
+from gateway.routes import (
+    admin,
+    callbacks,
+    events,
+    files,
+    generation_events,
+    generations,
+    health,
+    images,
+    internal,
+    models,
+    references,
+)
 
 __all__ = ["add_routes"]
 
@@ -34,7 +46,7 @@ def add_routes(app: web.Application) -> None:
             web.post("/api/generations/estimate", generations.estimate_generation),
             web.get("/api/generations/{id}", generations.get_generation, allow_head=False),
             web.delete("/api/generations/{id}", generations.cancel_generation),
-            web.get("/api/generations/{id}/events", generations.follow_generation, allow_head=False),
+            web.get("/api/generations/{id}/events", generation_events.follow_generation, allow_head=False),
             web.get("/api/batches/{id}", generations.get_batch, allow_head=False),
             web.get("/api/models", models.list_models, allow_head=False),
             web.get("/api/events", events.events, allow_head=False),
