@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.routes.context import GATEWAY, no_parameters
+from gateway.routes.context import GATEWAY, only_parameters
 from store.generation.jobs import nudge
 
 __all__ = ["called_back"]
@@ -17,7 +17,7 @@ async def called_back(request: web.Request) -> web.Response:
     provider = gateway.providers.get(name)
     if provider is None or not gateway.callbacks.is_valid(name, token):
         raise web.HTTPNotFound
-    no_parameters(request)
+    only_parameters(request)
     task_id = await provider.called_back(request.headers, await request.read())
     if "\0" not in task_id:
         await nudge(gateway.primary, name, task_id)

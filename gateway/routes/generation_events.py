@@ -13,7 +13,7 @@ from gateway.errors import Unauthorized
 from gateway.generating import look, told_one
 from gateway.middleware import allow_origin
 from gateway.payloads import generation_id
-from gateway.routes.context import GATEWAY, caller, no_parameters
+from gateway.routes.context import GATEWAY, caller, only_parameters
 from store.errors import PrimaryUnavailable, StoreError
 from store.generation.states import State
 
@@ -30,7 +30,7 @@ _END: Final = "end"
 async def follow_generation(request: web.Request) -> web.StreamResponse:
     """GET /api/generations/{id}/events: how far it is, until its end (SSE)."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     gateway, job_id = request.app[GATEWAY], generation_id(request)
     generation = await look(gateway, user, job_id)
     if generation.is_over and request.headers.get("Last-Event-ID") == _END:

@@ -16,7 +16,7 @@ from gateway.errors import BadRequest, NotGenerated
 from gateway.generating import Key, Made, estimate, look, look_at_batch, made_at, make, told_one
 from gateway.middleware import WAITED_S
 from gateway.payloads import batch_id, decode_json, generation_id, read_body
-from gateway.routes.context import GATEWAY, caller, no_parameters, written
+from gateway.routes.context import GATEWAY, caller, only_parameters, written
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
 from store.generation.canceling import cancel
@@ -58,7 +58,7 @@ async def create_generation(request: web.Request) -> web.Response:
     """POST /api/generations: one job, or many. With `Prefer: wait=N` the answer comes at the end, N seconds later at
     most."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     wait_s = _wished_wait(request)
     made = await _make(request, user, Wanted)
     try:
@@ -104,7 +104,7 @@ class ImageRequest(msgspec.Struct, forbid_unknown_fields=True):
 async def generate_image(request: web.Request) -> web.Response:
     """POST /api/images: one picture, once it is there; 202 with the job's address when that takes too long."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     made = await _make(request, user, ImageRequest)
     try:
         ids = await _ended(request, user, made, MAX_WAIT_S)
@@ -125,7 +125,7 @@ def _no_image(generation: Generation) -> NotGenerated:
 async def estimate_generation(request: web.Request) -> web.Response:
     """POST /api/generations/estimate: what the same body would cost, sent to /api/generations."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     wanted = decode_json(await read_body(request, max_bytes=_MAX_BODY_BYTES), Wanted)
     body = await estimate(request.app[GATEWAY], user, wanted)
     return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
@@ -134,7 +134,7 @@ async def estimate_generation(request: web.Request) -> web.Response:
 async def get_generation(request: web.Request) -> web.Response:
     """GET /api/generations/{id}: the job with its pictures; how far it is while it has none."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     generation = await look(request.app[GATEWAY], user, generation_id(request))
     return written(told_one(generation), generation.at)
 
@@ -142,7 +142,7 @@ async def get_generation(request: web.Request) -> web.Response:
 async def get_batch(request: web.Request) -> web.Response:
     """GET /api/batches/{id}: all jobs of one request, and what they cost together."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     body, bookmark = await look_at_batch(request.app[GATEWAY], user, batch_id(request))
     if bookmark is None:
         return web.Response(body=body, content_type="application/json", headers={"Cache-Control": "no-store"})
@@ -152,7 +152,7 @@ async def get_batch(request: web.Request) -> web.Response:
 async def cancel_generation(request: web.Request) -> web.Response:
     """DELETE /api/generations/{id}: 200 when it is over, 202 when its provider is asked to stop."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     gateway, job_id = request.app[GATEWAY], generation_id(request)
 
     async def transaction(connection: Connection) -> tuple[str, Generation]:
