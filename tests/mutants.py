@@ -52,6 +52,8 @@ _RESTING: Final = "tests/actors/test_resting.py::"
 _SLOTS: Final = "tests/actors/test_slots.py::"
 _PAGES: Final = "tests/actors/test_pages.py::"
 _REPEATS: Final = "tests/gateway/test_repeats.py::"
+_ONCE: Final = "tests/store/test_idempotency.py::"
+_GENERATIONS: Final = "tests/gateway/test_generations.py::"
 
 MUTANTS: Final = (
     Mutant(
@@ -302,6 +304,27 @@ MUTANTS: Final = (
         "self.whole = data if is_whole and is_idle and",
         "self.whole = data if is_whole and",
         (_REPEATS + "test_what_is_learned_is_the_request_that_was_answered",),
+    ),
+    Mutant(
+        "two requests with one idempotency key at once",
+        "store/idempotency.py",
+        "if not await connection.fetchval(_LOCK, user, key):",
+        "if False:",
+        (_ONCE + "test_who_comes_meanwhile_does_not_wait", _ONCE + "test_fifty_at_once_do_it_once"),
+    ),
+    Mutant(
+        "an idempotency key answers any request",
+        "store/idempotency.py",
+        'if row["request_hash"] != request_hash:',
+        "if False:",
+        (_ONCE + "test_key_of_another_request_is_refused", _GENERATIONS + "test_key_for_another_request_is_422"),
+    ),
+    Mutant(
+        "who has seen the end of a generation may not see its pictures",
+        "gateway/generating.py",
+        "    gateway.reads.wrote(user, generation.at)\n",
+        "",
+        (_GENERATIONS + "test_job_is_followed_to_its_pictures",),
     ),
 )
 

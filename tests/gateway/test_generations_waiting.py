@@ -14,7 +14,7 @@ import pytest
 
 from gateway import following
 from gateway.following import Following
-from gateway.routes import generations
+from gateway.routes import generation_events, generations
 from store.api_keys import create_key, list_keys, revoke_key
 from tests.gateway.asking import bookmark_of, ids_of, running
 from tests.gateway.generating import GENERATIONS, begin, complete, fail, generate
@@ -269,8 +269,8 @@ async def test_who_comes_after_the_end_hears_it_once(shared: World, user: str) -
 
 
 async def test_quiet_stream_is_kept_alive(shared: World, user: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generations, "_HEARTBEAT_S", 0.1)
-    monkeypatch.setattr(generations, "_CHECK_S", 0.05)
+    monkeypatch.setattr(generation_events, "_HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(generation_events, "_CHECK_S", 0.05)
     job = (await generate(shared, user, prompt="a fox")).json["generation"]["id"]
     async with following_one(shared, user, job) as listener:
         await listener.next()
