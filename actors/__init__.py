@@ -12,7 +12,7 @@ audit         a replica against the primary                           health    
 
 from actors.client import Question, ReplicaClient
 from actors.errors import Behind, CallError, Overloaded, ReplicaError, Retryable, Seeding
-from actors.messages import AuditReport, Outcome, PageHead, ReplicaInfo
+from actors.messages import AuditReport, Outcome, PageHead, ReplicaInfo, Terms
 from actors.metrics import BUCKETS_S, HostStats
 from actors.pages import Page
 from actors.schema import user_version
@@ -22,6 +22,7 @@ __all__ = [
     # what the gateway asks with
     "ReplicaClient",
     "Question",
+    "Terms",
     "seed_file",
     "Outcome",
     "Page",

@@ -179,10 +179,9 @@ class Sync:
                 self._slots.verify(active)
             else:
                 lagging += 1
-                self._slots.clear(active)
                 self.pull_soon(active)
         for active in actives.values():
-            if active.verified_at < sent_at:  # opened while the question was under way
+            if active.verified_at < sent_at:  # it differs, or was opened while the question was under way
                 self._slots.clear(active)
         self._slots.swept(sent_at)
         self._metrics.lagging = lagging

@@ -190,12 +190,7 @@ MUTANTS: Final = (
     Mutant(
         "a replica that lags keeps its stamp",
         "actors/sync.py",
-        "                self._slots.clear(active)\n"
-        "                self.pull_soon(active)\n"
-        "        for active in actives.values():\n"
         "            if active.verified_at < sent_at:",
-        "                self.pull_soon(active)\n"
-        "        for active in actives.values():\n"
         "            if active.verified_at < sent_at and active.replica.user not in users:",
         (
             _SLOTS + "test_a_kept_page_is_served_for_exactly_as_long_as_it_is_true[a sweep finds it behind]",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, cast
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 from multidict import istr
 
+from actors import Terms
 from gateway.auth import Identity, need
 from gateway.errors import BadRequest
-from gateway.freshness import ANY, OnTimeout, Wish
+from gateway.freshness import ANY, Wish
 from gateway.page import Asked, page_response
 from store.epoch import Bookmark
 from store.errors import InvalidQuery, NotFound
-from store.gallery import ReferenceQuery, decode_query, encode_query, parse_gallery_query, parse_references_query
+from store.gallery import Query, ReferenceQuery, decode_query, encode_query, parse_gallery_query, parse_references_query
 from store.ids import is_user_id
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ __all__ = [
     "caller",
     "flag",
     "gallery_query",
-    "no_parameters",
+    "only_parameters",
     "read_response",
     "references_query",
     "service_for",
@@ -94,10 +95,7 @@ def gallery_query(request: web.Request) -> bytes:
     string = request.raw_path.partition("?")[2]
     encoded = _queries.get(string)
     if encoded is None:
-        try:
-            encoded = encode_query(parse_gallery_query(list(request.query.items())))
-        except UnicodeEncodeError:
-            raise InvalidQuery("query", "the query string is not valid UTF-8") from None
+        encoded = _encoded(request, parse_gallery_query)
         if len(_queries) >= _MAX_QUERIES:
             _queries.clear()
         if len(string) <= 512:
@@ -111,21 +109,26 @@ def references_query(request: web.Request) -> bytes:
     Raises:
         InvalidQuery: names the parameter.
     """
+    return _encoded(request, parse_references_query)
+
+
+def _encoded(request: web.Request, parse: Callable[[list[tuple[str, str]]], Query]) -> bytes:
     try:
-        return encode_query(parse_references_query(list(request.query.items())))
+        return encode_query(parse(list(request.query.items())))
     except UnicodeEncodeError:
         raise InvalidQuery("query", "the query string is not valid UTF-8") from None
 
 
-def no_parameters(request: web.Request) -> None:
-    """Refuse query parameters where none are known.
+def only_parameters(request: web.Request, *names: str) -> None:
+    """Refuse query parameters other than `names`.
 
     Raises:
-        InvalidQuery: names the first.
+        InvalidQuery: names the first of them.
     """
-    if request.query:
-        name = next(iter(request.query))
-        raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; this address takes none")
+    for name in request.query:
+        if name not in names:
+            known = ", ".join(names) or "none"
+            raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; this address takes {known}")
 
 
 def flag(request: web.Request, name: str) -> bool:
@@ -134,9 +137,7 @@ def flag(request: web.Request, name: str) -> bool:
     Raises:
         InvalidQuery: names another one, or this one when it is neither 1 nor 0.
     """
-    for other in request.query:
-        if other != name:
-            raise InvalidQuery(other, f"unknown query parameter {other[:40]!r}; this address takes {name}")
+    only_parameters(request, name)
     value = request.query.getall(name, ["0"])
     if value not in (["0"], ["1"]):
         raise InvalidQuery(name, f"{name} must be 1 or 0")
@@ -163,13 +164,13 @@ def wish_of(request: web.Request) -> Wish:
     validate = headers.get("Peruse-Validate", "0")
     if validate not in ("0", "1"):
         raise BadRequest("Peruse-Validate must be 1 or 0", field="Peruse-Validate")
-    return Wish(
-        bookmark,
-        _whole(headers, "Peruse-Max-Wait", 250, MAX_WAIT_MS),
-        cast(OnTimeout, on_timeout),
-        _whole(headers, "Peruse-Max-Staleness", -1, 86_400),
-        validate == "1",
+    terms = Terms(
+        max_wait_ms=_whole(headers, "Peruse-Max-Wait", 250, MAX_WAIT_MS),
+        max_age_s=_whole(headers, "Peruse-Max-Staleness", -1, 86_400),
+        validate=validate == "1",
+        stale_ok=on_timeout == "stale",
     )
+    return Wish(bookmark, terms, or_primary=on_timeout == "primary")
 
 
 def _whole(headers: Mapping[str, str], name: str, default: int, most: int) -> int:

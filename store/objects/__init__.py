@@ -11,6 +11,7 @@ s3_names.py        settings under the names of S3's and R2's own tools
 signing.py         URLs that end: of CloudFront, of the bucket, of the gateway
 fetch.py           bytes from a URL that somebody else chose; addresses.py, allowed.py: which ones
 pictures.py        what bytes are: format, size, thumbnail and placeholder
+stored.py          what a row says about its picture
 picture_worker.py  the process that reads one picture at a time, within limits
 reconcile.py       do rows and objects agree
 copying.py         every object of one store into another

@@ -16,7 +16,7 @@ from actors.active import Active
 from actors.client import ReplicaClient
 from actors.errors import CallError
 from actors.host import ReplicaHost
-from actors.messages import Outcome, PageHead, PageState
+from actors.messages import Outcome, PageHead, PageState, Terms
 from actors.pages import Page, Pages
 from actors.slots import FIRST, Slots
 from store.epoch import Bookmark
@@ -316,7 +316,7 @@ async def test_a_change_is_asked_for_as_soon_as_its_host_has_it(start_host: Star
             await until(lambda: is_at_hand(client))
             _, bookmark = await primary.write("ana", lambda c: add_image(c, "ana", "more"))
 
-            await other.read("ana", ALL, bookmark, timeout_s=5, max_wait_ms=5000)
+            await other.read("ana", ALL, bookmark, Terms(max_wait_ms=5000), timeout_s=5)
 
             assert client.glance("ana", ALL, None) is None
 

@@ -394,6 +394,10 @@ STORIES: dict[str, tuple[list[tuple[str, int]], list[int]]] = {
         [("write", 1), ("sweep", 0), ("open", 3), ("give up", 1), ("read", 1), ("arrive", 0)],
         [0],
     ),
+    "a sweep's answer is older than a pull's": (
+        [("sweep", 0), ("write", 0), ("pull", 0), ("arrive", 1), ("read", 0), ("arrive", 0)],
+        [1],
+    ),
     "it closes": ([("close", 0)], []),
     "its history is not the primary's": ([("reset", 0), ("pull", 0), ("arrive", 0)], []),
 }
