@@ -85,7 +85,7 @@ _TABLE: Final[tuple[tuple[type[Exception], int, str], ...]] = (
     (InvalidQuery, 400, "invalid_request"),
     (InvalidValue, 400, "invalid_request"),
     (NotFound, 404, "not_found"),
-    (LimitReached, 429, "too_many"),
+    (LimitReached, 409, "limit_reached"),
     (UnsupportedPicture, 415, "unsupported_picture"),
     (BrokenPicture, 422, "broken_picture"),
     (PictureTooLarge, 413, "too_large"),
@@ -105,7 +105,7 @@ _TABLE: Final[tuple[tuple[type[Exception], int, str], ...]] = (
 )
 _TITLES: Final = {
     400: "Bad request", 401: "Unauthorized", 403: "Forbidden", 404: "Not found", 405: "Method not allowed",
-    413: "Too large", 415: "Unsupported media type", 416: "Range not satisfiable", 422: "Unprocessable",
+    409: "Conflict", 413: "Too large", 415: "Unsupported media type", 416: "Range not satisfiable", 422: "Unprocessable",
     429: "Too many", 500: "Internal error", 502: "Bad gateway", 503: "Unavailable",
 }  # fmt: skip
 _RETRY_AFTER_S: Final = "1"

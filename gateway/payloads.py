@@ -20,11 +20,12 @@ __all__ = [
     "NoFields",
     "Upload",
     "UploadFields",
+    "delivery_id",
     "image_id",
     "read_json",
     "read_upload",
     "reference_id",
-    "row_id",
+    "webhook_id",
 ]
 
 T = TypeVar("T")
@@ -176,20 +177,25 @@ def image_id(request: web.Request) -> uuid.UUID:
     Raises:
         BadRequest: it is not a UUID.
     """
-    return row_id(request, "an image id")
+    return _row_id(request, "an image id")
 
 
 def reference_id(request: web.Request) -> uuid.UUID:
     """The same of a reference image."""
-    return row_id(request, "a reference's id")
+    return _row_id(request, "a reference's id")
 
 
-def row_id(request: web.Request, what: str, name: str = "id") -> uuid.UUID:
-    """The part `name` of the path, which is `what`.
+def webhook_id(request: web.Request) -> uuid.UUID:
+    """The same of a webhook."""
+    return _row_id(request, "a webhook's id")
 
-    Raises:
-        BadRequest: it is not a UUID.
-    """
+
+def delivery_id(request: web.Request) -> uuid.UUID:
+    """The same of one of its deliveries: the path's `{delivery}`."""
+    return _row_id(request, "a delivery's id", "delivery")
+
+
+def _row_id(request: web.Request, what: str, name: str = "id") -> uuid.UUID:
     text = request.match_info[name]
     try:
         if len(text) != 36:

@@ -10,7 +10,7 @@ StoreError
 ├── InvalidQuery            a list query or page token is malformed
 ├── InvalidValue            a value breaks a rule of its column
 ├── NotFound                no such row for this owner
-├── LimitReached            the owner has as many of something as may be
+├── LimitReached            the owner has as many of something as anybody may
 ├── StorageQuotaExceeded    the owner's plan has no room for so many bytes
 ├── ReservationEnded        room that was reserved for an upload is not held any more
 ├── PictureError            bytes that are not a picture we keep
@@ -116,7 +116,7 @@ class NotFound(StoreError):
 
 
 class LimitReached(StoreError):
-    """Raised when the owner has as many of something as may be; the message says of what, and how many."""
+    """Raised when the owner has as many of something as anybody may."""
 
 
 class StorageQuotaExceeded(StoreError):

@@ -125,9 +125,9 @@ async def test_user_has_ten_webhooks_at_most(shared: World, user: str) -> None:
     assert (await make(shared, user)).status == 201
     replies = await asyncio.gather(*(make(shared, user) for _ in range(14)))
 
-    assert sorted(reply.status for reply in replies) == [201] * 9 + [429] * 5
-    refused = next(reply for reply in replies if reply.status == 429)
-    assert refused.json["code"] == "too_many"
+    assert sorted(reply.status for reply in replies) == [201] * 9 + [409] * 5
+    refused = next(reply for reply in replies if reply.status == 409)
+    assert refused.json["code"] == "limit_reached"
     assert "10 webhooks" in refused.json["detail"]
     assert len((await shared.get("/api/webhooks", user=user)).json["webhooks"]) == 10
     assert (await make(shared, f"{user}-other")).status == 201
@@ -314,10 +314,10 @@ async def test_a_hundred_that_wait_are_enough(shared: World, user: str) -> None:
     path = await path_of(shared, user)
     statuses = [(await shared.request("POST", f"{path}/test", user=user)).status for _ in range(102)]
 
-    assert statuses == [202] * 100 + [429] * 2
+    assert statuses == [202] * 100 + [409] * 2
     waiting = (await shared.get(f"{path}/deliveries?limit=1", user=user)).json["deliveries"][0]
     reply = await shared.request("POST", f"{path}/deliveries/{waiting['id']}/replay", user=user)
-    assert (reply.status, reply.json["code"]) == (429, "too_many")
+    assert (reply.status, reply.json["code"]) == (409, "limit_reached")
 
 
 async def test_secrets_are_in_no_log_line(near: World, receiver: Receiver, capfd: pytest.CaptureFixture[str]) -> None:
