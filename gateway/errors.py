@@ -105,8 +105,8 @@ _TABLE: Final[tuple[tuple[type[Exception], int, str], ...]] = (
 )
 _TITLES: Final = {
     400: "Bad request", 401: "Unauthorized", 403: "Forbidden", 404: "Not found", 405: "Method not allowed",
-    409: "Conflict", 413: "Too large", 415: "Unsupported media type", 416: "Range not satisfiable", 422: "Unprocessable",
-    429: "Too many", 500: "Internal error", 502: "Bad gateway", 503: "Unavailable",
+    409: "Conflict", 413: "Too large", 415: "Unsupported media type", 416: "Range not satisfiable",
+    422: "Unprocessable", 429: "Too many", 500: "Internal error", 502: "Bad gateway", 503: "Unavailable",
 }  # fmt: skip
 _RETRY_AFTER_S: Final = "1"
 
