@@ -23,6 +23,7 @@ __all__ = [
     "UploadFields",
     "batch_id",
     "decode_json",
+    "delivery_id",
     "generation_id",
     "image_id",
     "prompt_id",
@@ -30,8 +31,8 @@ __all__ = [
     "read_json",
     "read_upload",
     "reference_id",
-    "row_id",
     "template_id",
+    "webhook_id",
 ]
 
 T = TypeVar("T")
@@ -208,40 +209,45 @@ def image_id(request: web.Request) -> uuid.UUID:
     Raises:
         BadRequest: it is not a UUID.
     """
-    return row_id(request, "an image id")
+    return _row_id(request, "an image id")
 
 
 def reference_id(request: web.Request) -> uuid.UUID:
     """The same of a reference image."""
-    return row_id(request, "a reference's id")
+    return _row_id(request, "a reference's id")
 
 
 def template_id(request: web.Request) -> uuid.UUID:
     """The same of a template."""
-    return row_id(request, "a template's id")
+    return _row_id(request, "a template's id")
 
 
 def generation_id(request: web.Request) -> uuid.UUID:
     """The same of a generation."""
-    return row_id(request, "a generation's id")
+    return _row_id(request, "a generation's id")
 
 
 def batch_id(request: web.Request) -> uuid.UUID:
     """The same of a batch."""
-    return row_id(request, "a batch's id")
+    return _row_id(request, "a batch's id")
 
 
 def prompt_id(request: web.Request) -> uuid.UUID:
     """The same of a job in the prompt history."""
-    return row_id(request, "a prompt's id")
+    return _row_id(request, "a prompt's id")
 
 
-def row_id(request: web.Request, what: str, name: str = "id") -> uuid.UUID:
-    """The part `name` of the path, which is `what`.
+def webhook_id(request: web.Request) -> uuid.UUID:
+    """The same of a webhook."""
+    return _row_id(request, "a webhook's id")
 
-    Raises:
-        BadRequest: it is not a UUID.
-    """
+
+def delivery_id(request: web.Request) -> uuid.UUID:
+    """The same of one of its deliveries: the path's `{delivery}`."""
+    return _row_id(request, "a delivery's id", "delivery")
+
+
+def _row_id(request: web.Request, what: str, name: str = "id") -> uuid.UUID:
     text = request.match_info[name]
     try:
         if len(text) != 36:

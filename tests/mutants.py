@@ -54,6 +54,8 @@ _PAGES: Final = "tests/actors/test_pages.py::"
 _REPEATS: Final = "tests/gateway/test_repeats.py::"
 _ONCE: Final = "tests/store/test_idempotency.py::"
 _GENERATIONS: Final = "tests/gateway/test_generations.py::"
+_WEBHOOK_EVENTS: Final = "tests/store/test_webhook_events.py::"
+_WEBHOOK_SENDING: Final = "tests/store/test_webhook_sending.py::"
 
 MUTANTS: Final = (
     Mutant(
@@ -325,6 +327,42 @@ MUTANTS: Final = (
         "    gateway.reads.wrote(user, generation.at)\n",
         "",
         (_GENERATIONS + "test_job_is_followed_to_its_pictures",),
+    ),
+    Mutant(
+        "a webhook that is being deleted undoes the end of a job",
+        "store/webhooks.sql",
+        "    for key share of w),",
+        "    ),",
+        (_WEBHOOK_EVENTS + "test_job_that_ends_while_its_webhook_is_deleted_ends",),
+    ),
+    Mutant(
+        "a webhook leads wherever its name does",
+        "store/webhook_posting.py",
+        "None if is_trusted_origin else public_socket",
+        "None",
+        (_WEBHOOK_SENDING + "test_name_that_leads_to_a_private_address_is_not_connected_to[127.0.0.1]",),
+    ),
+    Mutant(
+        "a delivery is marked before it is sent",
+        "store/webhook_sending.py",
+        "        answer = await self._post(held, row)\n",
+        '        await self._finish(held, "delivered", Answer(200, "", 0.0))\n'
+        "        answer = await self._post(held, row)\n",
+        (_WEBHOOK_SENDING + "test_killed_between_sending_and_writing_it_down_is_sent_again[before the answer]",),
+    ),
+    Mutant(
+        "a sender whose lease has ended writes all the same",
+        "store/webhook_sending.py",
+        "where id = $1 and lease_until = $2 and state = 'pending'\n",
+        "where id = $1 and $2::timestamptz is not null\n",
+        (_WEBHOOK_SENDING + "test_sender_whose_lease_has_ended_writes_nothing",),
+    ),
+    Mutant(
+        "an endpoint may have every place",
+        "store/webhook_endpoint.py",
+        "MOST_AT_ONCE: Final = 4",
+        "MOST_AT_ONCE: Final = 40",
+        (_WEBHOOK_SENDING + "test_slow_endpoint_blocks_nobody",),
     ),
 )
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import time
 from typing import Any, Final
-from uuid import UUID
 
 import msgspec
 from aiohttp import web
 
 from gateway.errors import BadRequest
-from gateway.payloads import read_json, row_id
+from gateway.payloads import delivery_id, read_json, webhook_id
 from gateway.routes.context import GATEWAY, caller, only_parameters, written
 from store import webhook_log, webhooks
 from store.errors import InvalidQuery
@@ -79,21 +78,21 @@ async def get_webhook(request: web.Request) -> web.Response:
     """GET /api/webhooks/{id}."""
     user = (await caller(request)).user
     only_parameters(request)
-    return _answer(webhook=await webhooks.get(request.app[GATEWAY].primary, user, _webhook_id(request)))
+    return _answer(webhook=await webhooks.get(request.app[GATEWAY].primary, user, webhook_id(request)))
 
 
 async def change(request: web.Request) -> web.Response:
     """PATCH /api/webhooks/{id}: another URL, other events, disabled, or active again."""
     user = (await caller(request)).user
     only_parameters(request)
-    webhook_id = _webhook_id(request)
+    row_id = webhook_id(request)
     changes = await read_json(request, Changes)
     values = {k: v for k, v in msgspec.structs.asdict(changes).items() if v is not msgspec.UNSET}
     if not values:
         raise BadRequest(f"nothing to change: give one of {', '.join(Changes.__struct_fields__)}")
     gateway = request.app[GATEWAY]
     changed, bookmark = await gateway.write(
-        user, lambda c: webhooks.change(c, user, webhook_id, values, allow=gateway.webhook_allow)
+        user, lambda c: webhooks.change(c, user, row_id, values, allow=gateway.webhook_allow)
     )
     return written(_body(webhook=changed), bookmark)
 
@@ -102,8 +101,8 @@ async def delete(request: web.Request) -> web.Response:
     """DELETE /api/webhooks/{id}: with its log; what waits is not sent any more."""
     user = (await caller(request)).user
     only_parameters(request)
-    webhook_id = _webhook_id(request)
-    _, bookmark = await request.app[GATEWAY].write(user, lambda c: webhooks.delete(c, user, webhook_id))
+    row_id = webhook_id(request)
+    _, bookmark = await request.app[GATEWAY].write(user, lambda c: webhooks.delete(c, user, row_id))
     return written(_body(), bookmark)
 
 
@@ -111,10 +110,10 @@ async def rotate(request: web.Request) -> web.Response:
     """POST /api/webhooks/{id}/secret: a new secret; the old one signs too for a day."""
     user = (await caller(request)).user
     only_parameters(request)
-    webhook_id = _webhook_id(request)
+    row_id = webhook_id(request)
     gateway = request.app[GATEWAY]
     sealer = open_sealer(gateway.data)
-    made, bookmark = await gateway.write(user, lambda c: webhooks.rotate(c, sealer, user, webhook_id))
+    made, bookmark = await gateway.write(user, lambda c: webhooks.rotate(c, sealer, user, row_id))
     return written(_body(webhook=made.webhook, secret=made.secret), bookmark)
 
 
@@ -122,20 +121,20 @@ async def test(request: web.Request) -> web.Response:
     """POST /api/webhooks/{id}/test: a `ping` is on its way."""
     user = (await caller(request)).user
     only_parameters(request)
-    webhook_id = _webhook_id(request)
-    delivery, bookmark = await request.app[GATEWAY].write(user, lambda c: webhook_log.ping(c, user, webhook_id))
+    row_id = webhook_id(request)
+    delivery, bookmark = await request.app[GATEWAY].write(user, lambda c: webhook_log.ping(c, user, row_id))
     return written(_body(delivery=delivery), bookmark, status=202)
 
 
 async def list_deliveries(request: web.Request) -> web.Response:
     """GET /api/webhooks/{id}/deliveries?limit=…&page_token=…&state=…: the newest first."""
     user = (await caller(request)).user
-    webhook_id = _webhook_id(request)
+    row_id = webhook_id(request)
     try:
         query = webhook_log.parse_log_query(list(request.query.items()))
     except UnicodeEncodeError:
         raise InvalidQuery("query", "the query string is not valid UTF-8") from None
-    page = await webhook_log.deliveries(request.app[GATEWAY].primary, user, webhook_id, query)
+    page = await webhook_log.deliveries(request.app[GATEWAY].primary, user, row_id, query)
     return _answer(deliveries=page.deliveries, next_page_token=page.next_page_token)
 
 
@@ -143,15 +142,9 @@ async def replay(request: web.Request) -> web.Response:
     """POST /api/webhooks/{id}/deliveries/{delivery}/replay: the same event again, under its old id."""
     user = (await caller(request)).user
     only_parameters(request)
-    webhook_id, delivery_id = _webhook_id(request), row_id(request, "a delivery's id", "delivery")
-    delivery, bookmark = await request.app[GATEWAY].write(
-        user, lambda c: webhook_log.replay(c, user, webhook_id, delivery_id)
-    )
+    row_id, replayed = webhook_id(request), delivery_id(request)
+    delivery, bookmark = await request.app[GATEWAY].write(user, lambda c: webhook_log.replay(c, user, row_id, replayed))
     return written(_body(delivery=delivery), bookmark, status=202)
-
-
-def _webhook_id(request: web.Request) -> UUID:
-    return row_id(request, "a webhook's id")
 
 
 def _body(**values: Any) -> bytes:
