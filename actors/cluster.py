@@ -1,8 +1,8 @@
-"""Ray: starts hosts as actors, and keeps as many as asked for. The only file that imports it.
+"""Ray: starts hosts and workers as actors, and keeps as many as asked for. The only file that imports it.
 
 Ray is cattle: everything in it can be rebuilt from the primary, and gateways answer without it. So one process owns a
-local cluster (or joins an existing one), creates the host actors and ends with them; when it is killed, Ray's
-processes die with it and the supervisor starts it again.
+local cluster (or joins an existing one), creates the actors and ends with them; when it is killed, Ray's processes die
+with it and the supervisor starts it again.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from typing import Any, Final
 
 import structlog
 
-from actors.config import HostSettings
+from actors.config import HostSettings, WorkerSettings
 from actors.host import ReplicaHost
+from actors.worker import GenerationWorker
 from store.clock import SystemClock
 from store.config import StoreSettings
 from store.errors import SettingError
+from store.generation.config import ProviderSettings
 from store.instance import primary_url
 from store.keyfile import kept_secret
 from store.logs import configure
 
-__all__ = ["Cluster", "keep_hosts"]
+__all__ = ["Cluster", "keep_cluster"]
 
 log = structlog.get_logger()
 
@@ -51,18 +53,19 @@ _OWN_ENVIRONMENT: Final = {
 
 
 class Cluster:
-    """Hosts of this machine: `start`, then `keep` until `stop`."""
+    """Hosts and workers of this machine: `start`, then `keep` until `stop`."""
 
-    def __init__(self, data: Path, *, count: int, settings: HostSettings, build: str) -> None:
+    def __init__(self, data: Path, *, hosts: int, workers: int, settings: HostSettings, build: str) -> None:
         self._data = data
-        self._count = count
+        self._hosts = hosts
+        self._workers = workers
         self._settings = settings
         self._build = build
         self._actors: list[Any] = []
         self._folder: Path | None = None
 
     def start(self) -> None:
-        """Start Ray, or join the cluster of PERUSE_RAY_ADDRESS, and create the hosts."""
+        """Start Ray, or join the cluster of PERUSE_RAY_ADDRESS, and create the actors."""
         os.environ.update(_RAY_ENVIRONMENT)
         if not self._settings.ray_address:
             os.environ.update(_OWN_ENVIRONMENT, RAY_AUTH_TOKEN_PATH=str(_token(self._data)))
@@ -72,31 +75,32 @@ class Cluster:
         if self._settings.ray_address:
             ray.init(address=self._settings.ray_address, **options)
         else:
-            self._folder = _fresh_ray_folder(self._data)
+            self._folder = _fresh_ray_folder(self._data, "hosts" if self._hosts else "workers")
             ray.init(
                 address="local",
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
-                num_cpus=self._count,
+                num_cpus=self._hosts + self._workers,
                 _temp_dir=str(self._folder),
                 **options,
             )
-        Actor = ray.remote(_HostActor)
-        for slot in range(self._count):
-            self._actors.append(
-                Actor.options(
-                    name=f"host-{self._settings.node}-{slot}-{self._build}",
-                    lifetime="detached",  # a host outlives the process that asked for it
-                    get_if_exists=True,
-                    max_restarts=-1,
-                    max_task_retries=0,
-                    num_cpus=0,
-                    enable_task_events=False,
-                ).remote(str(self._data), slot, self._build)
-            )
+        for kind, shell, count in (("host", _HostActor, self._hosts), ("worker", _WorkerActor, self._workers)):
+            Actor = ray.remote(shell)
+            for slot in range(count):
+                self._actors.append(
+                    Actor.options(
+                        name=f"{kind}-{self._settings.node}-{slot}-{self._build}",
+                        lifetime="detached",  # it outlives the process that asked for it
+                        get_if_exists=True,
+                        max_restarts=-1,
+                        max_task_retries=0,
+                        num_cpus=0,
+                        enable_task_events=False,
+                    ).remote(str(self._data), slot, self._build)
+                )
 
     async def keep(self, stop: asyncio.Event) -> None:
-        """Watch over the hosts until `stop`: Ray restarts them, this tells when it does not."""
+        """Watch over the actors until `stop`: Ray restarts them, this tells when it does not."""
         import ray
 
         while not stop.is_set():
@@ -104,14 +108,14 @@ class Cluster:
                 try:
                     await asyncio.wait_for(actor.generation.remote(), 5.0)
                 except (ray.exceptions.RayError, TimeoutError) as error:
-                    log.warning("host.not_answering", error=type(error).__name__)
+                    log.warning("actor.not_answering", error=type(error).__name__)
             try:
                 await asyncio.wait_for(stop.wait(), 2.0)
             except TimeoutError:
                 pass
 
     async def stop(self, *, timeout_s: float = 3.0) -> None:
-        """Drain the hosts and leave Ray; our own cluster ends with it."""
+        """Drain the actors and leave Ray; our own cluster ends with it."""
         import ray
 
         drained = [asyncio.ensure_future(_wait(actor.drain.remote())) for actor in self._actors]
@@ -124,9 +128,9 @@ class Cluster:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
-async def keep_hosts(data: Path, *, count: int, settings: HostSettings, build: str) -> None:
-    """Run `count` hosts until SIGTERM or SIGINT."""
-    cluster = Cluster(data, count=count, settings=settings, build=build)
+async def keep_cluster(data: Path, *, hosts: int, workers: int, settings: HostSettings, build: str) -> None:
+    """Run hosts and workers until SIGTERM or SIGINT."""
+    cluster = Cluster(data, hosts=hosts, workers=workers, settings=settings, build=build)
     cluster.start()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which puts handlers of its own there
@@ -139,7 +143,7 @@ async def _wait(reference: Any) -> None:
     try:
         await reference
     except Exception as error:
-        log.debug("host.drain_ended", error=repr(error))
+        log.debug("actor.drain_ended", error=repr(error))
 
 
 class _HostActor:
@@ -149,11 +153,7 @@ class _HostActor:
         folder = Path(data)
         store = StoreSettings.load(folder)
         settings = HostSettings.load(folder)
-        logs = folder / "logs"
-        logs.mkdir(mode=0o700, exist_ok=True)
-        configure(
-            process=f"host-{slot}", level=store.log_level, stream=(logs / f"host-{slot}.log").open("a", buffering=1)
-        )
+        _log_to(folder, f"host-{slot}", store.log_level)
         self._host = ReplicaHost(
             folder,
             slot=slot,
@@ -191,6 +191,56 @@ class _HostActor:
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._host.drain(), self._loop))
 
 
+class _WorkerActor:
+    """The same for a worker."""
+
+    def __init__(self, data: str, slot: int, build: str) -> None:
+        folder = Path(data)
+        store = StoreSettings.load(folder)
+        _log_to(folder, f"worker-{slot}", store.log_level)
+        self._worker = GenerationWorker(
+            folder,
+            slot=slot,
+            primary_url=primary_url(folder, store),
+            store=store,
+            hosts=HostSettings.load(folder),
+            providers=ProviderSettings.load(folder),
+            settings=WorkerSettings.load(folder),
+        )
+        self._generation = 0
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._run, name="worker", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+            self._loop.run_forever()  # `drain` closes what the worker has
+        except BaseException:
+            log.exception("worker.failed")
+            os._exit(1)  # Ray takes this for a crash, and starts the actor again
+
+    async def _serve(self) -> None:
+        await self._worker.start()
+        self._generation = 1
+        gc.freeze()
+        await self._worker.stopped()
+
+    async def generation(self) -> int:
+        """1 once it claims jobs; 0 while it starts."""
+        return self._generation
+
+    async def drain(self) -> None:
+        """Give back what is not begun, and let the rest come to its end for a while."""
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._worker.stop(), self._loop))
+
+
+def _log_to(data: Path, process: str, level: str) -> None:
+    """Ray would put what an actor prints into a folder of its own."""
+    logs = data / "logs"
+    logs.mkdir(mode=0o700, exist_ok=True)
+    configure(process=process, level=level, stream=(logs / f"{process}.log").open("a", buffering=1))
+
+
 def _token(data: Path) -> Path:
     """Ray's shared token: whoever has it may run code in the cluster, so it is made here and readable by us only."""
     path = data / "keys" / "ray.token"
@@ -198,9 +248,9 @@ def _token(data: Path) -> Path:
     return path
 
 
-def _fresh_ray_folder(data: Path) -> Path:
+def _fresh_ray_folder(data: Path, kind: str) -> Path:
     """Ray's sockets need a short path: 107 bytes with everything below it."""
-    digest = hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{data.resolve()} {kind}".encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir()) / f"peruse-ray-{digest}"
     shutil.rmtree(folder, ignore_errors=True)  # sockets and logs of a cluster that was killed
     try:

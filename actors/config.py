@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field, SecretStr
 
 from store.config import Settings
 
-__all__ = ["HostSettings"]
+__all__ = ["HostSettings", "WorkerSettings"]
 
 
 class HostSettings(Settings):
@@ -65,3 +66,28 @@ class HostSettings(Settings):
 
     def replicas_folder(self, data: Path) -> Path:
         return data / "replicas"
+
+
+class WorkerSettings(Settings):
+    """`PERUSE_*` of the workers that make pictures."""
+
+    worker_jobs: int = Field(64, ge=1, le=10_000, description="jobs at once per worker")
+    worker_connections: int = Field(8, ge=1, le=200, description="connections to the primary per worker")
+    worker_pictures: int = Field(1, ge=1, le=64, description="processes per worker that read and finish pictures")
+    worker_lease_s: float = Field(
+        30.0, ge=2, le=3600, description="seconds after which the jobs of a worker that is gone are taken by another"
+    )
+    provider_jobs: str = Field(
+        "64",
+        description="jobs at once at each provider, by all workers together; with exceptions: 64,openai=16,builtin=2",
+        pattern=r"^[1-9][0-9]{0,5}(,[a-z_]{1,32}=[0-9]{1,6})*$",
+    )
+    moderation: str = Field(
+        "", description="package.module:function that is asked about every picture before it is kept; empty: none is"
+    )
+
+    def most_jobs(self, providers: Iterable[str]) -> dict[str, int]:
+        """Jobs at once by provider."""
+        usual, *others = self.provider_jobs.split(",")
+        most = {name: int(usual) for name in providers}
+        return most | {name: int(count) for name, _, count in (one.partition("=") for one in others)}

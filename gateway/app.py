@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,10 +29,11 @@ from store.config import StoreSettings
 from store.documents import Documents
 from store.epoch import Bookmark
 from store.errors import ObjectError, ObjectsUnavailable, SettingError
+from store.generation.callbacks import open_callbacks
 from store.generation.catalog import open_catalog
 from store.generation.config import ProviderSettings
 from store.objects import open_objects
-from store.objects.pictures import PictureProcess
+from store.objects.picture_process import PictureProcess
 from store.objects.signing import open_signed_urls
 from store.primary import Connection, Primary
 from store.reads import PrimaryReads
@@ -75,6 +77,8 @@ class Gateway:
         self._url = primary_url
         self._store = store
         self._providers = providers
+        self._opened = AsyncExitStack()
+        self.callbacks = open_callbacks(data, store.files_base)
         self._wire_secret = wire_secret
 
     async def start(self) -> None:
@@ -83,7 +87,6 @@ class Gateway:
         Raises:
             SettingError: the object store refuses us, or cannot be written to; the catalog cannot be made.
         """
-        self.catalog = await open_catalog(self._providers)
         await self._check_objects()
         await self.objects.sweep_temporary(_ABANDONED_S)
         store = self._store
@@ -93,6 +96,8 @@ class Gateway:
         )
         # Before anything runs that would have to be stopped: a wrong key ends the start here.
         self.auth = Authenticator(self.data, self.settings, self.primary)
+        opened = open_catalog(self._providers)
+        self.catalog, self.providers = await self._opened.enter_async_context(opened)
         self.client = ReplicaClient(
             lambda: hosts.list_hosts(self.primary),
             secret=self._wire_secret,
@@ -129,6 +134,7 @@ class Gateway:
         await self.fallback.close()
         await self.pictures.close()
         await self.objects.close()
+        await self._opened.aclose()
 
     async def _check_objects(self) -> None:
         try:

@@ -86,8 +86,9 @@ def serve(
         int | None, typer.Option(help="Replica hosts (processes); half of the cores if left out.", min=0)
     ] = None,
     gateways: Annotated[int, typer.Option(help="Gateway processes on the one port.", min=1, max=64)] = 1,
+    workers: Annotated[int, typer.Option(help="Workers (processes) that make pictures.", min=0, max=256)] = 1,
 ) -> None:
-    """Run everything on this machine: Postgres, Ray with its hosts, gateways."""
+    """Run everything on this machine: Postgres, Ray with its hosts and workers, gateways."""
     from gateway.config import GatewaySettings
     from gateway.supervisor import Supervisor
     from store.config import StoreSettings
@@ -102,7 +103,7 @@ def serve(
     console = _Starting()
     supervisor = Supervisor(
         data, host=bind, port=port, hosts=hosts if hosts is not None else max(1, (os.cpu_count() or 2) // 2),
-        gateways=gateways, settings=settings, say=console.say,
+        gateways=gateways, workers=workers, settings=settings, say=console.say,
     )  # fmt: skip
 
     def ready(url: str) -> None:
@@ -175,18 +176,37 @@ def gateway(
 def hosts(
     data: Data = _DATA,
     count: Annotated[int, typer.Option(help="How many replica hosts.", min=1, max=256)] = 1,
+    workers: Annotated[int, typer.Option(help="How many workers beside them.", min=0, max=256)] = 0,
 ) -> None:
     """Run replica hosts under Ray, for a cluster."""
+    _keep_cluster(data, "hosts", hosts=count, workers=workers)
+
+
+@app.command()
+def workers(
+    data: Data = _DATA,
+    count: Annotated[int, typer.Option(help="How many workers.", min=1, max=256)] = 1,
+) -> None:
+    """Run workers, which make pictures, under Ray, for a cluster."""
+    _keep_cluster(data, "workers", hosts=0, workers=count)
+
+
+def _keep_cluster(data: Path, process: str, *, hosts: int, workers: int) -> None:
     from store.config import StoreSettings
     from store.instance import primary_url
     from store.logs import configure
 
     store = StoreSettings.load(data)
-    configure(process="hosts", level=store.log_level)
+    configure(process=process, level=store.log_level)
     primary_url(data, store)  # without a primary there is nothing to hold
-    from actors.cluster import keep_hosts
+    from actors.cluster import keep_cluster
+    from actors.config import WorkerSettings
+    from store.generation.config import ProviderSettings
 
-    asyncio.run(keep_hosts(data.resolve(), count=count, settings=_host_settings(data), build=_build()))
+    WorkerSettings.load(data)  # a wrong one is told here, and not in a log
+    ProviderSettings.load(data)
+    settings = _host_settings(data)
+    asyncio.run(keep_cluster(data.resolve(), hosts=hosts, workers=workers, settings=settings, build=_build()))
 
 
 def _host_settings(data: Path) -> Any:
@@ -351,12 +371,12 @@ def _stderr() -> Any:
 
 
 def _settings_classes() -> list[type[Settings]]:
-    from actors.config import HostSettings
+    from actors.config import HostSettings, WorkerSettings
     from gateway.config import GatewaySettings
     from store.config import StoreSettings
     from store.generation.config import ProviderSettings
 
-    return [StoreSettings, HostSettings, GatewaySettings, ProviderSettings]
+    return [StoreSettings, HostSettings, GatewaySettings, WorkerSettings, ProviderSettings]
 
 
 @config.command("set")

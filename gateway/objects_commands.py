@@ -76,7 +76,7 @@ async def _check(data: Path, *, repair: bool, found: Any, progress: Any) -> Repo
     from store.deletions import delete_due
     from store.instance import primary_url
     from store.objects import open_objects
-    from store.objects.pictures import PictureProcess
+    from store.objects.picture_process import PictureProcess
     from store.objects.reconcile import ORPHAN_AGE, reconcile
     from store.primary import Primary
 

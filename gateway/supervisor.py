@@ -1,4 +1,4 @@
-"""`peruse serve`: Postgres, Ray with its hosts, and gateways on one machine, started in order and kept running."""
+"""`peruse serve`: Postgres, Ray with hosts and workers, gateways on one machine, started in order and kept running."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class Supervisor:
         port: int,
         hosts: int,
         gateways: int,
+        workers: int,
         settings: StoreSettings,
         say: Callable[[str], None],
     ) -> None:
@@ -49,6 +50,7 @@ class Supervisor:
         self._port = port
         self._hosts = hosts
         self._gateways = gateways
+        self._workers = workers
         self._settings = settings
         self._say = say
         self._lock = InstanceLock(data)
@@ -98,7 +100,7 @@ class Supervisor:
         self._say("bringing the tables up to date")
         await migrate(primary_url)
         self._lock.write(Instance(os.getpid(), url, primary_url))
-        self._say("starting Ray and the hosts, and the gateway beside them (Ray takes 10 to 15 s)")
+        self._say("starting Ray, hosts and workers, and the gateway beside them (Ray takes 10 to 15 s)")
         await self._start_children()
         await self._wait_ready(url)
         log.info("serve.ready", url=url, took_s=round(time.monotonic() - started, 2))
@@ -120,8 +122,11 @@ class Supervisor:
             command = [*base, "gateway", *data, "--fd", str(listening.fileno()), "--index", str(n)]
             self._children.append(Child(f"gateway-{n}", command, data=self._data, pass_fds=[listening.fileno()]))
         if self._hosts:
-            command = [*base, "hosts", *data, "--count", str(self._hosts)]
+            command = [*base, "hosts", *data, "--count", str(self._hosts), "--workers", str(self._workers)]
             self._children.append(Child("hosts", command, data=self._data))
+        elif self._workers:
+            command = [*base, "workers", *data, "--count", str(self._workers)]
+            self._children.append(Child("workers", command, data=self._data))
         for child in self._children:
             await child.start()
 
@@ -159,10 +164,10 @@ class Supervisor:
         return listening
 
     async def _stop(self) -> None:
-        gateways = [child for child in self._children if child.name != "hosts"]
+        clusters = [child for child in self._children if child.name in ("hosts", "workers")]
+        gateways = [child for child in self._children if child not in clusters]
         await asyncio.gather(*(child.stop(timeout_s=_GATEWAY_STOP_S) for child in gateways))
-        others = [child for child in self._children if child.name == "hosts"]
-        await asyncio.gather(*(child.stop(timeout_s=_HOSTS_STOP_S) for child in others))
+        await asyncio.gather(*(child.stop(timeout_s=_HOSTS_STOP_S) for child in clusters))
         if self._postgres is not None:
             await self._postgres.stop()
         for listening in self._sockets:

@@ -45,6 +45,8 @@ class NewImage(msgspec.Struct, kw_only=True):
     generation_params: str = "{}"
     title: str | None = None
     visibility: str = "unlisted"
+    job_id: uuid.UUID | None = None
+    parent_id: uuid.UUID | None = None
     created_at: datetime | None = None
 
     def check(self) -> None:

@@ -18,7 +18,7 @@ from store.errors import ReservationEnded, StorageQuotaExceeded
 from store.primary import Connection
 from store.users import ensure_user
 
-__all__ = ["Limits", "Reservation", "add", "free", "release", "reserve", "settle"]
+__all__ = ["Limits", "Reservation", "add", "free", "is_full", "release", "reserve", "settle"]
 
 #: Longer than any upload, with all the retries of an object store.
 _LIFETIME_S: Final = 2 * 3600.0
@@ -90,6 +90,12 @@ async def reserve(
         used, reserved, limit = await connection.fetchrow(_STATE, user, *limits)
         raise StorageQuotaExceeded(size_bytes, used_bytes=used, reserved_bytes=reserved, limit_bytes=limit)
     return Reservation(row_id, user, size_bytes)
+
+
+async def is_full(connection: Connection, user: str, limits: Limits) -> bool:
+    """Whether there is no room for a single byte: then nothing has to be made that could not be kept."""
+    row = await connection.fetchrow(_STATE, user, *limits)
+    return row is not None and row[0] + row[1] >= row[2]
 
 
 async def settle(connection: Connection, reservation: Reservation) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from actors.config import HostSettings
+from actors.config import HostSettings, WorkerSettings
 from gateway.config import GatewaySettings
 from store.config import Settings, StoreSettings
 from store.generation.config import ProviderSettings
@@ -22,6 +22,7 @@ _CLASSES: Final[tuple[type[Settings], ...]] = (
     StoreSettings,
     HostSettings,
     GatewaySettings,
+    WorkerSettings,
     ProviderSettings,
 )
 

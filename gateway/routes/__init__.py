@@ -6,6 +6,7 @@ from aiohttp import web
 
 from gateway.routes import (
     admin,
+    callbacks,
     credits,
     events,
     files,
@@ -69,6 +70,8 @@ def add_routes(app: web.Application) -> None:
             web.get("/internal/users/{user}/images", internal.list_images, allow_head=False),
             web.post("/internal/users/{user}/images", internal.save_image),
             web.post("/internal/users/{user}/sync", internal.sync),
+            # For providers, at addresses that only they were told.
+            web.post("/callbacks/{provider}/{token}", callbacks.called_back),
             # Bytes, for whoever has the URL.
             web.get("/files/{key:.+}", files.get_file),
             # For operators: an admin's token.

@@ -21,7 +21,7 @@ from store.errors import PrimaryUnavailable
 from store.generation.canceling import cancel
 from store.generation.errors import GenerationError
 from store.generation.states import Generation, State, generations
-from store.generation.wanted import Wanted
+from store.generation.wanted import Name, Wanted, Whole
 from store.primary import Connection
 
 __all__ = [
@@ -85,9 +85,9 @@ class ImageRequest(msgspec.Struct, forbid_unknown_fields=True):
     """What the first clients of this API send to POST /api/images."""
 
     prompt: str | None = None
-    model: str | None = None
-    steps: int | None = None
-    seed: int | None = None
+    model: Name | None = None
+    steps: Whole | None = None
+    seed: Whole | None = None
 
 
 async def generate_image(request: web.Request) -> web.Response:

@@ -5,6 +5,7 @@ StoreError
     ├── InvalidRequest        the request breaks a rule of the model or of the provider
     │   └── PromptRequired    there is no prompt
     ├── ContentPolicy         the provider refuses the prompt, a reference or its own picture
+    │   └── Moderated         our own moderation refuses the picture
     ├── NoImage               an answer without a picture that gives no reason
     ├── ProviderAccount       our (or the user's own) key or funds at the provider
     ├── RateLimited           too many calls; `retry_after_s` when the provider says it
@@ -13,6 +14,9 @@ StoreError
     ├── UnknownOutcome        the call was sent and nobody knows what became of it
     │   ├── TimedOut          nothing came within the deadline
     │   └── BadAnswer         an answer that cannot be read: what it cost is spent
+    ├── Undeliverable         there is a picture, and it cannot be kept: fetched, judged or stored
+    │   └── NoRoom            the user's plan has no room for it
+    ├── WorkerFailed          whoever takes the job up does not come to its end
     ├── Canceled              the provider's task was canceled
     ├── NoSuchTask            the provider does not know the task (any more), or has none at all
     └── BadCallback           a callback that is not signed by the provider, or not readable
@@ -33,7 +37,9 @@ __all__ = [
     "ContentPolicy",
     "GenerationError",
     "InvalidRequest",
+    "Moderated",
     "NoImage",
+    "NoRoom",
     "NoSuchTask",
     "PromptRequired",
     "ProviderAccount",
@@ -41,7 +47,10 @@ __all__ = [
     "RateLimited",
     "TimedOut",
     "Unavailable",
+    "Undeliverable",
     "UnknownOutcome",
+    "WorkerFailed",
+    "error_named",
 ]
 
 
@@ -105,6 +114,12 @@ class ContentPolicy(GenerationError):
     advice = "The provider refuses this prompt by its content policy. Nothing was charged. Try other words."
 
 
+class Moderated(ContentPolicy):
+    """Raised when our own moderation refuses a picture: it was stored nowhere."""
+
+    advice = "The picture was refused by this service's content policy. Nothing was charged. Try other words."
+
+
 class NoImage(GenerationError):
     """Raised when an answer has no picture and no reason. Trying again blindly would pay again."""
 
@@ -161,6 +176,27 @@ class BadAnswer(UnknownOutcome):
     advice = "The provider's answer could not be read. Nothing was charged. Please try again."
 
 
+class Undeliverable(GenerationError):
+    """Raised when a picture was made and cannot be kept, however often it would be made again."""
+
+    code = "undeliverable"
+    advice = "The picture was made and could not be kept. Nothing was charged. Please try again later."
+
+
+class NoRoom(Undeliverable):
+    """Raised when the user's plan has no room for the picture."""
+
+    code = "storage_quota_exceeded"
+    advice = "There is no room for the picture. Nothing was charged. Delete images, or change the plan."
+
+
+class WorkerFailed(GenerationError):
+    """Raised when every worker that took the job up came to an end before the job did."""
+
+    code = "worker_failed"
+    advice = "The generation could not be brought to its end. Nothing was charged. Please try again."
+
+
 class Canceled(GenerationError):
     """Raised when the provider's task was canceled, by us or by the provider."""
 
@@ -178,3 +214,14 @@ class BadCallback(GenerationError):
     """Raised when a callback is not signed as its provider signs, too old, or not readable."""
 
     code = "bad_callback"
+
+
+def error_named(code: str, message: str) -> GenerationError:
+    """The error that an attempt's row tells about."""
+    waiting: list[type[GenerationError]] = [GenerationError]
+    while waiting:
+        kind = waiting.pop()
+        if kind.code == code:
+            return kind(message)
+        waiting += kind.__subclasses__()
+    return GenerationError(message)

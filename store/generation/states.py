@@ -43,7 +43,8 @@ join jobs j on j.id = w.id and j.owner_id = $1 left join queue q on q.job_id = j
 """
 #: $1 ids, $2 whether places in the queue are to be counted.
 _STATES: Final = f"""
-select j.id, j.state, q.progress, case when $2 or q.worker is not null then {_POSITION} end
+select j.id, j.state, q.progress, case when $2 or q.worker is not null then {_POSITION} end,
+  coalesce(q.worker is not null, false)
 from jobs j left join queue q on q.job_id = j.id where j.id = any($1::uuid[])
 """
 
@@ -71,6 +72,8 @@ class State(NamedTuple):
     state: str
     progress: float | None
     queue_position: int | None
+    is_taken: bool
+    """Whether somebody works on it."""
 
     @property
     def is_over(self) -> bool:

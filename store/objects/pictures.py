@@ -6,8 +6,6 @@ runs in `PictureProcess`: a process with a memory limit and a time limit that ma
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import io
 import warnings
 from collections.abc import Iterator
@@ -24,9 +22,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from store.errors import BrokenPicture, PictureError, PicturesBusy, PictureTooLarge, UnsupportedPicture
+from store.errors import BrokenPicture, PictureError, PictureTooLarge, UnsupportedPicture
 from store.objects.keys import keys_of
-from store.objects.picture_worker import PictureWorker
 from store.objects.thumbs import (
     SMALL_THUMB_PX,
     THUMB_PX,
@@ -38,7 +35,7 @@ from store.objects.thumbs import (
     webp,
 )
 
-__all__ = ["Picture", "PictureProcess", "prepare", "sniff"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "Picture", "prepare", "reading", "sniff", "warm_up"]
 
 MAX_BYTES: Final = 20 * 2**20
 MAX_PIXELS: Final = 40_000_000
@@ -76,9 +73,16 @@ def prepare(data: bytes, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PI
     Raises: UnsupportedPicture, BrokenPicture, PictureTooLarge; nothing else, whatever the bytes.
     """
     content_type = sniff(data, max_bytes=max_bytes)
+    with reading(content_type, max_pixels):
+        return _read(data, content_type, max_pixels)
+
+
+@contextmanager
+def reading(content_type: str, max_pixels: int) -> Iterator[None]:
+    """Whatever goes wrong inside, with a picture that nobody trusts, is a PictureError."""
     try:
         with _limits(max_pixels):
-            return _read(data, content_type, max_pixels)
+            yield
     except PictureError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -148,81 +152,6 @@ def _read(data: bytes, content_type: str, max_pixels: int) -> Picture:
     )
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Loads what the first picture would have to wait for."""
     webp(Image.new("RGB", (1, 1)))
-
-
-class PictureProcess:
-    """`prepare` in worker processes, each with limits; belongs to the event loop it is first used in.
-
-    Each worker has an executor of its own: one that hangs or dies takes nobody else's picture with it.
-    """
-
-    def __init__(
-        self,
-        *,
-        max_workers: int = 1,
-        max_waiting: int = 16,
-        time_limit_s: float = 20.0,
-        memory_limit_bytes: int = 2 * 2**30,
-        max_bytes: int = MAX_BYTES,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        """`time_limit_s` counts from when a worker has the picture, not while it waits for one."""
-        self._prepare = functools.partial(prepare, max_bytes=max_bytes, max_pixels=max_pixels)
-        self._max_bytes, self._max_waiting, self._waiting = max_bytes, max_waiting, 0
-        self._workers = [
-            PictureWorker(_warm_up, time_limit_s=time_limit_s, memory_limit_bytes=memory_limit_bytes)
-            for _ in range(max_workers)
-        ]
-        # The last one used is the first one used again: workers are only started under load.
-        self._idle: asyncio.LifoQueue[PictureWorker] = asyncio.LifoQueue()
-        for worker in self._workers:
-            self._idle.put_nowait(worker)
-        self._tasks: set[asyncio.Task[Picture]] = set()
-        self._is_closed = False
-
-    async def prepare(self, data: bytes) -> Picture:
-        """Returns what `prepare` returns, and raises what it raises.
-
-        A picture that takes too long, or that its worker dies of, is a BrokenPicture.
-        A caller who is cancelled leaves the worker to finish, so that the next picture gets an idle one.
-
-        Raises: PicturesBusy when `max_waiting` others wait already, and after `close`.
-        """
-        sniff(data, max_bytes=self._max_bytes)
-        if self._idle.empty() and self._waiting >= self._max_waiting:
-            raise PicturesBusy(f"{self._waiting} pictures wait already")
-        self._waiting += 1
-        try:
-            worker = await self._idle.get()
-        finally:
-            self._waiting -= 1
-        task = asyncio.create_task(self._work(worker, data))
-        self._tasks.add(task)
-        task.add_done_callback(functools.partial(self._release, worker))
-        return await asyncio.shield(task)
-
-    async def close(self) -> None:
-        """Ends the workers and fails whoever waits, with PicturesBusy. May be called twice."""
-        self._is_closed = True
-        await asyncio.gather(*(worker.close() for worker in self._workers))
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _work(self, worker: PictureWorker, data: bytes) -> Picture:
-        try:
-            if not self._is_closed:
-                return await worker.run(functools.partial(self._prepare, data))
-        except BrokenPicture:
-            # Of a worker that `close` killed, nobody can tell what the picture was worth.
-            if not self._is_closed:
-                raise
-        raise PicturesBusy("no pictures are read any more")
-
-    def _release(self, worker: PictureWorker, task: asyncio.Task[Picture]) -> None:
-        """Gives the worker to the next one, however this one ended, and whether or not its caller waited."""
-        self._idle.put_nowait(worker)
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # Read, so that asyncio does not log what a cancelled caller left behind.

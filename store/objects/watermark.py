@@ -13,7 +13,7 @@ from store.errors import InvalidValue
 from store.objects.pictures import sniff
 from store.objects.thumbs import eight_bits
 
-__all__ = ["MAX_WATERMARK_CHARS", "sign", "watermarked", "writable"]
+__all__ = ["MAX_WATERMARK_CHARS", "check_watermark", "sign", "watermarked", "writable"]
 
 MAX_WATERMARK_CHARS: Final = 64
 
@@ -30,10 +30,9 @@ def watermarked(data: bytes, text: str) -> bytes:
     """Returns the picture with the text on it, upright, in its own format, without metadata but with its colours'
     profile. `data` has to be a picture that `prepare` accepted.
 
-    Raises: InvalidValue when the font has none of the signs of the text.
+    Raises: InvalidValue as `check_watermark`.
     """
-    if not writable(text):
-        raise InvalidValue("watermark", f"the font has none of the signs of {text[:MAX_WATERMARK_CHARS]!r}")
+    check_watermark(text)
     format_name, options = _ENCODINGS[sniff(data, max_bytes=len(data))]
     with Image.open(io.BytesIO(data), formats=[format_name]) as opened:
         profile = opened.info.get("icc_profile")
@@ -52,6 +51,14 @@ def watermarked(data: bytes, text: str) -> bytes:
     out = io.BytesIO()
     image.save(out, format_name, icc_profile=profile, **options)
     return out.getvalue()
+
+
+def check_watermark(text: str) -> None:
+    """Raises: InvalidValue unless the text is one line that is not too long and has signs which the font has."""
+    if len(text) > MAX_WATERMARK_CHARS or not text.isprintable():
+        raise InvalidValue("watermark", f"the watermark is not one line of at most {MAX_WATERMARK_CHARS} signs")
+    if not writable(text):
+        raise InvalidValue("watermark", f"the font has none of the signs of {text!r}")
 
 
 def sign(image: Image.Image, text: str) -> None:

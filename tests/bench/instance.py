@@ -43,10 +43,12 @@ class Instance:
         self._importing: Process | None = None
         self.url = ""
 
-    def start(self, *, hosts: int = 1, gateways: int = 1) -> float:
-        """Start it; answers the seconds from the command to its line `ready`."""
+    def start(self, *, hosts: int = 1, gateways: int = 1, workers: int | None = None) -> float:
+        """Start it, with the command's own number of workers if None; answers the seconds from the command to its line
+        `ready`."""
         started = time.monotonic()
         counts = ["--hosts", str(hosts), "--gateways", str(gateways)]
+        counts += [] if workers is None else ["--workers", str(workers)]
         command = [*_PERUSE, "serve", "--data", str(self.data), "--port", "0", *counts]
         self._serve = Process("peruse serve", command, log=self._log)
         self.url = self._serve.wait_line("ready ", timeout_s=120)

@@ -6,6 +6,7 @@ every route that the gateway has: a new route fails here until it has one.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -22,6 +23,7 @@ from aiohttp import web
 from gateway.routes import add_routes
 from store.objects.keys import keys_of, thumb_key
 from tests.gateway.asking import form, ids_of, picture, replica_of
+from tests.gateway.generating import complete
 from tests.gateway.listening import listening
 from tests.world import Reply, World, until
 
@@ -101,6 +103,10 @@ async def _others(connection, name: str, canary: str, key: str) -> None:
     await connection.execute(
         "insert into reference_images (owner_id, object_key, thumb_key, content_type, size_bytes, filename) "
         "values ($1, $2, $3, 'image/png', 9, $4)", name, key, thumb_key(key), canary,
+    )  # fmt: skip
+    await connection.execute(
+        "insert into provider_keys (owner_id, provider, sealed, hint) values ($1, 'openai', $2, $3)",
+        name, canary.encode(), canary,
     )  # fmt: skip
     await connection.execute(
         "insert into jobs (owner_id, prompt, provider, model) values ($1, $2, 'builtin', $2)", name, canary
@@ -256,6 +262,112 @@ async def _reference(world: World, me: Person, other: Person) -> list[Reply]:
     assert len({reply.json["detail"] for reply in replies}) == 1
     assert (await world.get(f"/api/references/{other.reference}", user=other.name)).status == 200
     return replies
+
+
+@case("POST", "/api/generations")
+@case("POST", "/api/generate")
+@case("POST", "/api/v1/images/generate")
+@case("POST", "/api/generations/estimate")
+async def _generate(world: World, me: Person, other: Person) -> list[Reply]:
+    """What is another's looks as what is nobody's: pictures, references, jobs and templates to start from."""
+    sql = "insert into templates (owner_id, name, prompt) values ($1, 'of ' || $1, $2)"
+    await world.write(other.name, lambda c: c.execute(f"{sql} on conflict do nothing", other.name, other.canary))
+    theirs = await _job_of(world, other)
+    bodies: list[tuple[str, str | list[str]]] = [
+        ("remix_of", theirs),
+        ("template", f"of {other.name}"),
+        ("references", [other.reference]),
+    ]
+    for row_id in other.ids.values():
+        bodies += [("remix_of", row_id), ("variation_of", row_id), ("images", [row_id]), ("parent", row_id)]
+    replies = []
+    for path in ("/api/generations", "/api/generate", "/api/v1/images/generate", "/api/generations/estimate"):
+        for field, value in bodies:
+            body = {field: value} | ({} if field in ("remix_of", "template") else {"prompt": "x"})
+            model = {"model": "builtin"} if field in ("parent", "template", "remix_of") else {"model": _TAKES_PICTURES}
+            replies.append(await world.request("POST", path, user=me.name, json=body | model))
+            assert replies[-1].status == 404, (field, replies[-1])
+    key = {"Idempotency-Key": other.canary[:8]}
+    made = [
+        await world.request("POST", "/api/generations", user=one.name, json={"prompt": one.canary}, headers=key)
+        for one in (other, me)
+    ]
+    assert [reply.status for reply in made] == [202, 202]
+    assert "Idempotency-Replayed" not in made[1].headers or made[1].json["generation"]["prompt"] == me.canary
+    return [*replies, made[1]]
+
+
+#: A model of a provider at which the users of this module have a key.
+_TAKES_PICTURES: Final = "openai/gpt-image-1"
+
+
+async def _job_of(world: World, one: Person) -> str:
+    (row,) = await world.gateway.primary.fetch("select id from jobs where owner_id = $1 limit 1", one.name)
+    return str(row[0])
+
+
+@case("GET", "/api/generations/{id}")
+@case("GET", "/api/generations/{id}/events")
+@case("DELETE", "/api/generations/{id}")
+@case("GET", "/api/batches/{id}")
+async def _generation(world: World, me: Person, other: Person) -> list[Reply]:
+    job = await _job_of(world, other)
+    batch = (
+        await world.request("POST", "/api/generations", user=other.name, json={"prompts": [other.canary]})
+    ).json["batch"]["id"]  # fmt: skip
+    replies = []
+    for row_id in (job, str(uuid.uuid4())):
+        path = f"/api/generations/{row_id}"
+        replies += [
+            await world.get(path, user=me.name),
+            await world.get(f"{path}/events", user=me.name),
+            await world.request("DELETE", path, user=me.name),
+        ]
+    told = {(reply.status, reply.json["detail"]) for reply in replies}
+    assert told == {(404, "Generation not found")}
+    batches = [await world.get(f"/api/batches/{row_id}", user=me.name) for row_id in (batch, str(uuid.uuid4()))]
+    assert {(reply.status, reply.json["detail"]) for reply in batches} == {(404, "Batch not found")}
+    assert (await world.get(f"/api/generations/{job}", user=other.name)).json["generation"]["state"] == "pending"
+    return [*replies, *batches]
+
+
+@case("POST", "/api/images")
+async def _make_image(world: World, me: Person, other: Person) -> list[Reply]:
+    """Whoever waits is told of their own picture, also when another's is ready first."""
+    asked = {
+        one.name: asyncio.create_task(
+            world.request("POST", "/api/images", user=one.name, json={"prompt": f"now {one.canary}"})
+        )
+        for one in (other, me)
+    }
+    for one in (other, me):
+
+        async def job(name: str = one.name, prompt: str = f"now {one.canary}") -> str | None:
+            sql = "select id from jobs where owner_id = $1 and prompt = $2 and state = 'pending'"
+            rows = await world.gateway.primary.fetch(sql, name, prompt)
+            return str(rows[0][0]) if rows else None
+
+        await complete(world, await until(job))
+    theirs, mine = [await task for task in asked.values()]
+    assert (theirs.json["image"]["prompt"], mine.json["image"]["prompt"]) == (f"now {other.canary}", f"now {me.canary}")
+    me.ids[mine.json["image"]["id"]] = mine.json["image"]["id"]
+    other.ids[theirs.json["image"]["id"]] = theirs.json["image"]["id"]
+    return [mine]
+
+
+@case("GET", "/api/models")
+async def _models(world: World, me: Person, other: Person) -> list[Reply]:
+    """A key of theirs makes nothing available to me."""
+    sql = (
+        "insert into provider_keys (owner_id, provider, sealed, hint) values ($1, 'fal', $2, $3) on conflict do nothing"
+    )
+    await world.write(other.name, lambda c: c.execute(sql, other.name, other.canary.encode(), other.canary))
+    await world.write(
+        me.name, lambda c: c.execute("delete from provider_keys where owner_id = $1 and provider = 'fal'", me.name)
+    )
+    reply = await world.get("/api/models", user=me.name)
+    assert not any(model["is_available"] for model in reply.json["models"] if model["provider"] == "fal")
+    return [reply]
 
 
 @case("GET", "/internal/users/{user}/images")
@@ -431,6 +543,26 @@ async def _file(world: World, me: Person, other: Person) -> list[Reply]:
     return replies
 
 
+@case("POST", "/callbacks/{provider}/{token}")
+async def _called_back(world: World, me: Person, other: Person) -> list[Reply]:
+    """Whoever knows a task of another's learns nothing, with the address or without."""
+    job = await _job_of(world, other)
+    sql = (
+        "insert into attempts (job_id, owner_id, call, number, provider, model, fence, state, task_id) "
+        "values ($1, $2, 0, 1, 'nanobanana', 'm', 1, 'submitted', $3) on conflict do nothing"
+    )
+    await world.write(other.name, lambda c: c.execute(sql, uuid.UUID(job), other.name, other.canary))
+    token = world.gateway.callbacks._token("nanobanana")
+    body = {"code": 200, "data": {"taskId": other.canary}}
+    replies = [
+        await world.request("POST", f"/callbacks/nanobanana/{text}", user=me.name, json=body)
+        for text in (token, token[::-1])
+    ]
+    assert [reply.status for reply in replies] == [204, 404]
+    assert replies[0].body == b""
+    return replies
+
+
 @case("GET", "/healthz")
 @case("HEAD", "/healthz")
 @case("GET", "/readyz")
@@ -484,7 +616,7 @@ async def test_role_decides_about_the_address(shared: World, route: tuple[str, s
         assert {(await shared.request(method, canonical, role=role)).status for role in ("user", "service")} == {403}
         return  # an admin's would make every replica of the shared world anew
     if not canonical.startswith(("/api/", "/internal/", "/admin/")):
-        assert canonical.startswith("/files/") or canonical in ("/healthz", "/readyz", "/metrics")
+        assert canonical.startswith(("/files/", "/callbacks/")) or canonical in ("/healthz", "/readyz", "/metrics")
         return
     path = canonical.replace("{id}", str(uuid.uuid4())).replace("{user}", "cara")
     path = path.replace("{model}", "builtin").replace("{provider}", "openai")

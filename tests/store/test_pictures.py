@@ -23,7 +23,8 @@ import thumbhash
 from PIL import Image, ImageCms, PngImagePlugin
 
 from store.errors import BrokenPicture, PictureError, PicturesBusy, PictureTooLarge, UnsupportedPicture
-from store.objects.pictures import Picture, PictureProcess, prepare
+from store.objects.picture_process import PictureProcess
+from store.objects.pictures import Picture, prepare
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/avif": "AVIF"}
 RED, BLUE = (220, 20, 20), (20, 20, 220)
@@ -508,7 +509,7 @@ async def test_worker_that_cannot_start_blames_no_picture() -> None:
 
 PARENT = """
 import asyncio, multiprocessing, sys, time
-from store.objects.pictures import PictureProcess
+from store.objects.picture_process import PictureProcess
 
 async def main():
     process = PictureProcess()
