@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from gateway.errors import problem_response
 from store.generation.config import ProviderSettings
 from tests.gateway.asking import bookmark_of, replica_of, running
-from tests.money import add_job, end_job
+from tests.money import add_job, add_user, end_job
 from tests.world import Reply, World, until
 
 
@@ -209,3 +210,20 @@ async def test_a_generation_over_balance_or_budget_is_402_with_the_numbers(datab
         assert (over.status, over.json["code"], over.json["period"]) == (402, "budget_exceeded", "day")
         assert [over.json[f"{name}_credits"] for name in ("budget", "spent", "cost")] == [9.5, 5, 5]
         assert [line["amount_credits"] for line in await lines(world, "ana")] == [-5, 12]
+
+
+async def test_the_primarys_own_refusal_is_402_whatever_route_it_came_through(shared: World, user: str) -> None:
+    """So that no route can forget to say so."""
+    with pytest.raises(Exception, match="does not cover") as error:
+        await shared.write(user, lambda c: _poor(c, user))
+
+    response = problem_response(error.value, "r-1")  # type: ignore[arg-type]
+
+    assert response.status == 402
+    told = json.loads(response.body)  # type: ignore[arg-type]
+    assert (told["code"], told["balance_credits"], told["cost_credits"]) == ("insufficient_credits", 0, 0.5)
+
+
+async def _poor(connection: Any, user: str) -> None:
+    await add_user(connection, user)
+    await add_job(connection, user, 5)

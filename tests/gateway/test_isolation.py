@@ -587,14 +587,14 @@ async def _model_settings(world: World, me: Person, other: Person) -> list[Reply
 @case("PUT", "/api/provider-keys/{provider}")
 @case("DELETE", "/api/provider-keys/{provider}")
 async def _provider_keys(world: World, me: Person, other: Person) -> list[Reply]:
-    path = "/api/provider-keys/openai"
+    path = "/api/provider-keys/replicate"
     await world.request("PUT", path, user=other.name, json={"key": other.canary})
     replies = [await world.get("/api/provider-keys", user=me.name), await world.request("DELETE", path, user=me.name)]
     replies.append(await world.request("PUT", path, user=me.name, json={"key": me.canary}))
     replies.append(await world.request("DELETE", path, user=me.name))
     assert [reply.status for reply in replies] == [200, 404, 200, 200]
-    (theirs,) = (await world.get("/api/provider-keys", user=other.name)).json["provider_keys"]
-    assert theirs["hint"] == other.canary[-4:]
+    theirs = (await world.get("/api/provider-keys", user=other.name)).json["provider_keys"]
+    assert {key["provider"]: key["hint"] for key in theirs}["replicate"] == other.canary[-4:]
     await world.request("DELETE", path, user=other.name)
     return replies
 

@@ -7,6 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.gateway.asking import bookmark_of
 from tests.world import Reply, World
@@ -163,3 +165,48 @@ async def test_settings_that_a_model_cannot_have_are_refused_by_name(
 
     assert (reply.status, reply.json.get("field")) == (status, field), reply
     assert (await shared.get(SETTINGS, user=user)).json["settings"] == []
+
+
+_texts = st.text(max_size=20) | st.sampled_from(["\0", "{{a}}", "builtin", "pro", "1e999", "-5", "\U0010ffff", "٣"])
+_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | _texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_texts, inner, max_size=3),
+    max_leaves=6,
+)
+_fields = st.sampled_from([
+    "name", "prompt", "params", "key", "credits", "reason", "plan", "day_budget_credits", "month_budget_credits", "n",
+    "width", "height", "steps", "seed", "options", "negative_prompt", "watermark", "image_size", "model", "visibility",
+])  # fmt: skip
+_bodies = _values | st.dictionaries(_fields, _values | st.dictionaries(_fields, _values, max_size=3), max_size=5)
+_TAKERS = [
+    ("POST", TEMPLATES, "user"),
+    ("PATCH", f"{TEMPLATES}/{{id}}", "user"),
+    ("PUT", f"{SETTINGS}/builtin", "user"),
+    ("PUT", "/api/provider-keys/openai", "user"),
+    ("PATCH", "/api/account", "user"),
+    ("POST", "/admin/users/{user}/credits", "admin"),
+    ("PUT", "/admin/users/{user}/plan", "admin"),
+]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(taker=st.sampled_from(_TAKERS), body=_bodies)
+async def test_whatever_json_comes_is_kept_or_refused(shared: World, user: str, taker: Any, body: Any) -> None:
+    """Never an error of ours, and what was kept can be read."""
+    method, path, role = taker
+    made = await create(shared, user, name=f"t{uuid.uuid4()}")
+    path = path.format(id=made.json["template"]["id"], user=user)
+
+    reply = await shared.request(method, path, user=user, role=role, json=body)
+
+    assert reply.status in (200, 201, 400, 402, 404, 409), reply
+    assert "code" in reply.json or reply.json["success"] is True
+    listed = await shared.get(TEMPLATES, user=user)
+    assert listed.status == 200
+    for template in listed.json["templates"]:
+        await shared.request("DELETE", f"{TEMPLATES}/{template['id']}", user=user)
+    assert (await shared.get(SETTINGS, user=user)).status == 200

@@ -116,14 +116,20 @@ async def test_an_erased_user_is_given_nothing(primary: Primary) -> None:
 
 # --- what jobs do to the balance ------------------------------------------------------------------------------------
 
+creates = st.tuples(st.just("create"), st.sampled_from([10, 0, 30, 45, 75]), st.integers(1, 4))
+ends = st.tuples(
+    st.just("end"), st.integers(0, 50), st.sampled_from(["completed", "failed", "canceled"]), st.integers(1, 4)
+)
 operations = st.one_of(
+    creates,
+    ends,
     st.tuples(st.just("grant"), st.integers(-300, 600)),
-    st.tuples(st.just("create"), st.sampled_from([0, 10, 30, 45, 75]), st.integers(1, 4)),
-    st.tuples(
-        st.just("end"), st.integers(0, 50), st.sampled_from(["completed", "failed", "canceled"]), st.integers(1, 4)
-    ),
+    creates,
+    ends,
     st.tuples(st.just("work"), st.integers(0, 50), st.sampled_from(["processing", "uploading"])),
     st.tuples(st.just("delete"), st.integers(0, 50)),
+    creates,
+    ends,
     st.tuples(st.just("lose images"), st.integers(0, 50)),
     st.tuples(st.just("budget"), st.one_of(st.none(), st.integers(0, 400))),
 )
@@ -199,7 +205,7 @@ class Books:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(history=st.lists(operations, min_size=5, max_size=25))
+@given(history=st.lists(operations, min_size=15, max_size=40))
 async def test_whatever_happens_the_books_balance(primary: Primary, history: list[tuple[Any, ...]]) -> None:
     """After every step of every history: balance, holds and lines are what was kept by hand, and the audit is silent.
 
@@ -209,7 +215,7 @@ async def test_whatever_happens_the_books_balance(primary: Primary, history: lis
     books = Books()
     async with primary.connection() as connection:
         await add_user(connection, user)
-        for operation in [("grant", 200), *history]:
+        for operation in [("grant", 500), *history]:
             await books.run(connection, user, operation)
             assert await balance_of(connection, user) == (books.balance, books.held)
             assert sum(amount for _, amount, _ in await lines_of(connection, user)) == books.balance
