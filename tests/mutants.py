@@ -281,6 +281,20 @@ MUTANTS: Final = (
         "self.whole = data if is_whole and",
         (_REPEATS + "test_what_is_learned_is_the_request_that_was_answered",),
     ),
+    Mutant(
+        "a request whose meaning moves with the clock is known by its bytes",
+        "gateway/page.py",
+        "if learn is not None and self.asked.is_lasting:",
+        "if learn is not None:",
+        ("tests/gateway/test_stats.py::test_same_request_tomorrow_is_another_question",),
+    ),
+    Mutant(
+        "a page of several kinds is kept when the second changes",
+        "actors/replica.py",
+        "not kinds.isdisjoint(decode_query(e).kinds)",
+        "decode_query(e).kinds[0] in kinds",
+        ("tests/store/test_usage.py::test_summary_is_kept_until_a_kind_of_its_own_changes",),
+    ),
 )
 
 
