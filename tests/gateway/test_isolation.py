@@ -23,7 +23,6 @@ from gateway.routes import add_routes
 from store.objects.keys import keys_of, thumb_key
 from tests.gateway.asking import form, ids_of, picture, replica_of
 from tests.gateway.listening import listening
-from tests.jobs import add_jobs, end_job
 from tests.world import Reply, World, until
 
 _SECRET: Final = secrets.token_bytes(16)
@@ -105,8 +104,13 @@ async def _others(connection, name: str, canary: str, key: str) -> None:
         "insert into reference_images (owner_id, object_key, thumb_key, content_type, size_bytes, filename) "
         "values ($1, $2, $3, 'image/png', 9, $4)", name, key, thumb_key(key), canary,
     )  # fmt: skip
-    (job,) = await add_jobs(connection, name, 1, prompt=canary, model=canary)
-    await end_job(connection, job, "completed")  # a day's usage, which names the model
+    await connection.execute(
+        "insert into jobs (owner_id, prompt, provider, model) values ($1, $2, 'builtin', $2)", name, canary
+    )
+    await connection.execute(
+        "insert into usage_daily (owner_id, day, model_usage) values ($1, '2026-03-04', json_build_object($2::text, 1))",
+        name, canary,
+    )  # fmt: skip
 
 
 Case = Callable[[World, Person, Person], Awaitable[list[Reply]]]
@@ -266,7 +270,7 @@ async def _reference(world: World, me: Person, other: Person) -> list[Reply]:
 async def _prompts(world: World, me: Person, other: Person) -> list[Reply]:
     replies = []
     for path in ("/api/prompts", "/api/v1/prompts", "/api/generations"):
-        for query in ("", f"?model={other.canary}", "?state=completed&limit=200", "?sort=oldest"):
+        for query in ("", f"?model={other.canary}", "?kind=TEXT_TO_IMAGE&limit=200", "?sort=oldest"):
             replies.append(await world.get(f"{path}{query}", user=me.name))
             jobs = [job["id"] for job in replies[-1].json["generations" if "generations" in path else "prompts"]]
             assert other.job not in jobs
