@@ -108,7 +108,8 @@ async def _others(connection, name: str, canary: str, key: str) -> None:
         "insert into jobs (owner_id, prompt, provider, model) values ($1, $2, 'builtin', $2)", name, canary
     )
     await connection.execute(
-        "insert into usage_daily (owner_id, day, model_usage) values ($1, '2026-03-04', json_build_object($2::text, 1))",
+        "insert into usage_daily (owner_id, day, model_usage) "
+        "values ($1, '2026-03-04', json_build_object($2::text, 1))",
         name, canary,
     )  # fmt: skip
 
