@@ -5,7 +5,6 @@ One function makes the body from the documents, for replicas and for the fallbac
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
@@ -59,7 +58,7 @@ class _Day(msgspec.Struct):
 
 
 _decode_account: Final = msgspec.json.Decoder(_Account).decode
-_decode_day: Final = msgspec.json.Decoder(_Day).decode
+_decode_days: Final = msgspec.json.Decoder(list[_Day]).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -90,21 +89,22 @@ class StatsQuery(SummaryQuery, frozen=True, array_like=True, tag=7):
     since: str
 
     def body(self, documents: Mapping[str, Sequence[bytes]]) -> bytes:
-        days = sorted(((_decode_day(document), document) for document in documents["usage_daily"]), key=_newest)
+        texts = documents["usage_daily"]
+        days = _decode_days(b"[%s]" % b",".join(texts))  # at once: a host's loop waits for years of them
         used = _decode_account(documents["accounts"][0]).storage_used_bytes if documents["accounts"] else 0
-        shown = [msgspec.Raw(document) for day, document in reversed(days) if day.day >= self.since]
-        return _encode({"success": True, "stats": {**_totals([day for day, _ in days], used), "days": shown}})
-
-
-def _newest(row: tuple[_Day, bytes]) -> str:
-    return row[0].day
+        shown = sorted(
+            ((day.day, text) for day, text in zip(days, texts, strict=True) if day.day >= self.since), reverse=True
+        )
+        stats = {**_totals(days, used), "days": [msgspec.Raw(text) for _, text in shown]}
+        return _encode({"success": True, "stats": stats})
 
 
 def _totals(days: Sequence[_Day], storage_used_bytes: int) -> dict[str, Any]:
     """Sums over `days`. Six of them go by a second name too, which clients of other services know them by."""
-    models: Counter[str] = Counter()
+    models: dict[str, int] = {}
     for day in days:
-        models.update(day.model_usage)
+        for model, count in day.model_usage.items():
+            models[model] = models.get(model, 0) + count
     totals: dict[str, Any] = {
         "generations_count": sum(day.generations_count for day in days),
         "generations_success": sum(day.generations_success for day in days),

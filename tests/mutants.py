@@ -308,6 +308,7 @@ MUTANTS: Final = (
         (_REPEATS + "test_what_is_learned_is_the_request_that_was_answered",),
     ),
     Mutant(
+<<<<<<< HEAD
         "two requests with one idempotency key at once",
         "store/idempotency.py",
         "if not await connection.fetchval(_LOCK, user, key):",
@@ -363,6 +364,20 @@ MUTANTS: Final = (
         "MOST_AT_ONCE: Final = 4",
         "MOST_AT_ONCE: Final = 40",
         (_WEBHOOK_SENDING + "test_slow_endpoint_blocks_nobody",),
+=======
+        "a request whose meaning moves with the clock is known by its bytes",
+        "gateway/page.py",
+        "if learn is not None and self.asked.is_lasting:",
+        "if learn is not None:",
+        ("tests/gateway/test_stats.py::test_same_request_tomorrow_is_another_question",),
+    ),
+    Mutant(
+        "a page of several kinds is kept when the second changes",
+        "actors/replica.py",
+        "not kinds.isdisjoint(decode_query(e).kinds)",
+        "decode_query(e).kinds[0] in kinds",
+        ("tests/store/test_usage.py::test_summary_is_kept_until_a_kind_of_its_own_changes",),
+>>>>>>> reads
     ),
 )
 
