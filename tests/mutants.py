@@ -308,7 +308,6 @@ MUTANTS: Final = (
         (_REPEATS + "test_what_is_learned_is_the_request_that_was_answered",),
     ),
     Mutant(
-<<<<<<< HEAD
         "two requests with one idempotency key at once",
         "store/idempotency.py",
         "if not await connection.fetchval(_LOCK, user, key):",
@@ -364,7 +363,8 @@ MUTANTS: Final = (
         "MOST_AT_ONCE: Final = 4",
         "MOST_AT_ONCE: Final = 40",
         (_WEBHOOK_SENDING + "test_slow_endpoint_blocks_nobody",),
-=======
+    ),
+    Mutant(
         "a request whose meaning moves with the clock is known by its bytes",
         "gateway/page.py",
         "if learn is not None and self.asked.is_lasting:",
@@ -377,7 +377,6 @@ MUTANTS: Final = (
         "not kinds.isdisjoint(decode_query(e).kinds)",
         "decode_query(e).kinds[0] in kinds",
         ("tests/store/test_usage.py::test_summary_is_kept_until_a_kind_of_its_own_changes",),
->>>>>>> reads
     ),
 )
 

@@ -107,13 +107,9 @@ async def _others(connection, name: str, canary: str, key: str) -> None:
         "values ($1, $2, $3, 'image/png', 9, $4)", name, key, thumb_key(key), canary,
     )  # fmt: skip
     await connection.execute(
-<<<<<<< HEAD
         "insert into provider_keys (owner_id, provider, sealed, hint) values ($1, 'openai', $2, $3)",
         name, canary.encode(), canary,
     )  # fmt: skip
-    (job,) = await add_jobs(connection, name, 1, prompt=canary, model=canary)
-    await end_job(connection, job, "completed")  # a day's usage, which names the model
-=======
         "insert into jobs (owner_id, prompt, provider, model) values ($1, $2, 'builtin', $2)", name, canary
     )
     await connection.execute(
@@ -121,7 +117,6 @@ async def _others(connection, name: str, canary: str, key: str) -> None:
         "values ($1, '2026-03-04', json_build_object($2::text, 1))",
         name, canary,
     )  # fmt: skip
->>>>>>> reads
 
 
 Case = Callable[[World, Person, Person], Awaitable[list[Reply]]]
