@@ -110,6 +110,7 @@ async def _others(connection, name: str, canary: str, key: str) -> None:
         "insert into provider_keys (owner_id, provider, sealed, hint) values ($1, 'openai', $2, $3)",
         name, canary.encode(), canary,
     )  # fmt: skip
+    await connection.execute(
         "insert into jobs (owner_id, prompt, provider, model) values ($1, $2, 'builtin', $2)", name, canary
     )
     await connection.execute(
