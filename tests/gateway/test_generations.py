@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from store.api_keys import create_key
-from tests.gateway.asking import form, given_images, picture
+from tests.gateway.asking import form, given_images, picture, replica_of
 from tests.gateway.generating import GENERATIONS, begin, complete, fail, generate, grant, money
 from tests.world import Reply, World
 
@@ -66,6 +66,7 @@ async def test_an_api_key_generates(shared: World, user: str) -> None:
 async def test_job_is_followed_to_its_pictures(shared: World, user: str) -> None:
     """mission: 13, 34, 36, 39"""
     job = (await generate(shared, user, prompt="a fox", n=2)).json["generation"]["id"]
+    await replica_of(shared, user)
     await begin(shared, job, progress=0.25, position=3)
     working = (await shared.get(f"{GENERATIONS}/{job}", user=user)).json["generation"]
     ids = await complete(shared, job, pictures=2)
