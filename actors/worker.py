@@ -19,6 +19,8 @@ from pydantic import SecretStr
 
 from actors.client import ReplicaClient
 from actors.config import HostSettings, WorkerSettings
+from actors.metrics import resident_bytes
+from actors.worker_stats import STATS_S, WorkerStats, remove_worker_stats, write_worker_stats
 from store import hosts
 from store.config import StoreSettings
 from store.errors import ObjectError, SettingError
@@ -28,7 +30,6 @@ from store.generation.moderation import read_moderation
 from store.generation.pricing import read_prices
 from store.generation.providers.opening import open_providers
 from store.generation.runner import Rhythm, Runner
-from store.generation.tally import Tally
 from store.objects import open_objects
 from store.objects.fetch import Fetcher
 from store.objects.picture_process import PictureProcess
@@ -67,7 +68,8 @@ class GenerationWorker:
     ) -> None:
         """`own_key` finds the key that a user has at a provider."""
         # Also the start of this very process: what an earlier one of this name has claimed is not ours.
-        self.id = f"{hosts.node}:{slot}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._slot, self._place = slot, f"{hosts.node}:{slot}"
+        self.id = f"{self._place}:{os.getpid()}:{secrets.token_hex(4)}"
         self._data, self._url, self._store, self._settings = data, primary_url, store, settings
         self._secret = hosts.wire_secret.get_secret_value().encode() or None
         self._providers, self._own_key, self._beside = providers, own_key, beside
@@ -138,10 +140,20 @@ class GenerationWorker:
         )  # fmt: skip
         self._tasks = [asyncio.create_task(self._runner.run(), name="runner")]
         self._tasks += [asyncio.create_task(beside(primary, self._data)) for beside in self._beside]
+        self._tasks.append(asyncio.create_task(self._tell(), name="stats"))
 
-    @property
-    def tally(self) -> Tally:
-        return self._runner.tally
+    async def _tell(self) -> None:
+        """Ended by `stop`."""
+        while True:
+            self._write_stats()
+            await asyncio.sleep(STATS_S)
+
+    def _write_stats(self) -> None:
+        stats = WorkerStats(self._place, os.getpid(), self.running, resident_bytes(), self._runner.tally)
+        try:
+            write_worker_stats(self._data, self._slot, stats)
+        except OSError as error:
+            log.warning("worker.stats_not_written", error=str(error))  # a full disk ends no job
 
     @property
     def running(self) -> int:
@@ -159,4 +171,5 @@ class GenerationWorker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._taken.aclose()
+        remove_worker_stats(self._data, self._slot)
         log.info("worker.stopped", worker=self.id)
