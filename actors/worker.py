@@ -28,7 +28,7 @@ from store.generation.callbacks import open_callbacks
 from store.generation.config import ProviderSettings
 from store.generation.moderation import read_moderation
 from store.generation.pricing import read_prices
-from store.generation.providers.opening import open_providers
+from store.generation.providers.opening import RESULT_HOSTS, open_providers
 from store.generation.runner import Rhythm, Runner
 from store.objects import open_objects
 from store.objects.fetch import Fetcher
@@ -109,7 +109,10 @@ class GenerationWorker:
         pictures = PictureProcess(max_workers=self._settings.worker_pictures, max_waiting=2**16)
         taken.push_async_callback(pictures.close)
         fetcher = Fetcher(
-            allow=store.fetch_allow, max_bytes=store.fetch_max_bytes, timeout_s=store.fetch_timeout_s, at_once=32
+            allow=(*RESULT_HOSTS, *store.fetch_allow),
+            max_bytes=store.fetch_max_bytes,
+            timeout_s=store.fetch_timeout_s,
+            at_once=32,
         )
         taken.push_async_callback(fetcher.close)
         providers = await taken.enter_async_context(open_providers(self._providers, models))

@@ -103,7 +103,7 @@ async def test_a_worker_is_told_to_stop(jobs: JobsWorld, database: str, tmp_path
     assert len(jobs.world.fake.made("replicate")) == 1
 
 
-async def test_a_worker_is_killed_under_ray(tmp_path: Path) -> None:
+async def test_a_worker_is_killed_under_ray() -> None:
     """Ray starts a killed worker again, five times: its jobs go on, each becomes one picture, and the stop is clean."""
     with tempfile.TemporaryDirectory(prefix="peruse-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
