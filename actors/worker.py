@@ -17,6 +17,8 @@ from pydantic import SecretStr
 
 from actors.client import ReplicaClient
 from actors.config import HostSettings, WorkerSettings
+from actors.metrics import resident_bytes
+from actors.worker_stats import STATS_S, WorkerStats, remove_worker_stats, write_worker_stats
 from store import hosts
 from store.config import StoreSettings
 from store.errors import ObjectError, SettingError
@@ -24,9 +26,8 @@ from store.generation.callbacks import open_callbacks
 from store.generation.config import ProviderSettings
 from store.generation.moderation import read_moderation
 from store.generation.pricing import read_prices
-from store.generation.providers.opening import open_providers
+from store.generation.providers.opening import RESULT_HOSTS, open_providers
 from store.generation.runner import Rhythm, Runner
-from store.generation.tally import Tally
 from store.objects import open_objects
 from store.objects.fetch import Fetcher
 from store.objects.picture_process import PictureProcess
@@ -62,7 +63,8 @@ class GenerationWorker:
         settings: WorkerSettings,
     ) -> None:
         # Also the start of this very process: what an earlier one of this name has claimed is not ours.
-        self.id = f"{hosts.node}:{slot}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._slot, self._place = slot, f"{hosts.node}:{slot}"
+        self.id = f"{self._place}:{os.getpid()}:{secrets.token_hex(4)}"
         self._data, self._url, self._store, self._settings = data, primary_url, store, settings
         self._secret = hosts.wire_secret.get_secret_value().encode() or None
         self._providers = providers
@@ -102,7 +104,10 @@ class GenerationWorker:
         pictures = PictureProcess(max_workers=self._settings.worker_pictures, max_waiting=2**16)
         taken.push_async_callback(pictures.close)
         fetcher = Fetcher(
-            allow=store.fetch_allow, max_bytes=store.fetch_max_bytes, timeout_s=store.fetch_timeout_s, at_once=32
+            allow=(*RESULT_HOSTS, *store.fetch_allow),
+            max_bytes=store.fetch_max_bytes,
+            timeout_s=store.fetch_timeout_s,
+            at_once=32,
         )
         taken.push_async_callback(fetcher.close)
         providers = await taken.enter_async_context(open_providers(self._providers, models))
@@ -134,15 +139,28 @@ class GenerationWorker:
                 beat_s=self._settings.worker_lease_s / 6,
             ),
         )  # fmt: skip
-        sender = WebhookSender(primary, sealer, Poster(allow=store.webhook_allow))
+        # Its own connections: a burst of deliveries must not stand before the runner's heartbeats.
+        deliveries = await Primary.open(self._url, name=f"webhooks {self._place}", size=2)
+        taken.push_async_callback(deliveries.close)
+        sender = WebhookSender(deliveries, sealer, Poster(allow=store.webhook_allow))
         self._tasks = [
             asyncio.create_task(self._runner.run(), name="runner"),
             asyncio.create_task(sender.run(), name="webhooks"),
+            asyncio.create_task(self._tell(), name="stats"),
         ]
 
-    @property
-    def tally(self) -> Tally:
-        return self._runner.tally
+    async def _tell(self) -> None:
+        """Ended by `stop`."""
+        while True:
+            self._write_stats()
+            await asyncio.sleep(STATS_S)
+
+    def _write_stats(self) -> None:
+        stats = WorkerStats(self._place, os.getpid(), self.running, resident_bytes(), self._runner.tally)
+        try:
+            write_worker_stats(self._data, self._slot, stats)
+        except OSError as error:
+            log.warning("worker.stats_not_written", error=str(error))  # a full disk ends no job
 
     @property
     def running(self) -> int:
@@ -160,4 +178,5 @@ class GenerationWorker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._taken.aclose()
+        remove_worker_stats(self._data, self._slot)
         log.info("worker.stopped", worker=self.id)

@@ -12,7 +12,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from actors import BUCKETS_S, HostStats
+from actors import BUCKETS_S, HostStats, WorkerStats
 from store.deletions import Backlog
 from store.overview import QueueDepth
 
@@ -66,15 +66,19 @@ class GatewayMetrics:
 class _Scrape:
     """One scrape: Prometheus asks `collect` for families."""
 
-    def __init__(self, gateway: int, metrics: GatewayMetrics, hosts: list[HostStats]) -> None:
+    def __init__(
+        self, gateway: int, metrics: GatewayMetrics, hosts: list[HostStats], workers: list[WorkerStats]
+    ) -> None:
         self._gateway = str(gateway)
         self._metrics = metrics
         self._hosts = hosts
+        self._workers = workers
 
     def collect(self) -> Iterable[Metric]:
         yield from self._gateway_families()
         yield from self._queue_families()
         yield from self._host_families()
+        yield from self._worker_families()
 
     def _gateway_families(self) -> Iterable[Metric]:
         requests = CounterMetricFamily(
@@ -162,12 +166,34 @@ class _Scrape:
         yield closed
         yield visible
 
+    def _worker_families(self) -> Iterable[Metric]:
+        for name, (text, label) in _WORKER_COUNTERS.items():
+            counter = CounterMetricFamily(f"peruse_worker_{name}", text, labels=("worker", "provider", label))
+            for stats in self._workers:
+                for key, count in getattr(stats.tally, name).items():
+                    counter.add_metric((stats.worker, *key.split(" ")), count)
+            yield counter
+        for name, text in _WORKER_GAUGES.items():
+            gauge = GaugeMetricFamily(f"peruse_worker_{name}", text, labels=("worker",))
+            for stats in self._workers:
+                gauge.add_metric((stats.worker,), getattr(stats, name))
+            yield gauge
+
 
 #: The same whichever gateway tells them: take the max over gateways, not the sum.
 _QUEUE_GAUGES: Final = {
     "waiting": ("waiting", "Jobs that wait for a worker."),
     "running": ("running", "Jobs that a worker has."),
     "oldest_waiting_seconds": ("oldest_waiting_s", "How long the oldest of those waits."),
+}
+_WORKER_COUNTERS: Final = {
+    "jobs": ("Jobs that came to their end here, by final state.", "state"),
+    "attempts": ("Calls of providers, by outcome: done, or the code of an error.", "outcome"),
+    "attempt_seconds": ("Time that these took, with the wait for a task and the upload.", "outcome"),
+}
+_WORKER_GAUGES: Final = {
+    "running": "Jobs in work now.",
+    "resident_bytes": "Memory of the process.",
 }
 _HOST_COUNTERS: Final = {
     "reads": "Reads answered.",
@@ -216,8 +242,10 @@ def _cumulative(bounds: tuple[float, ...], counts: list[int]) -> list[tuple[str,
     return buckets
 
 
-def exposition(gateway: int, metrics: GatewayMetrics, hosts: list[HostStats]) -> bytes:
+def exposition(
+    gateway: int, metrics: GatewayMetrics, hosts: list[HostStats], workers: list[WorkerStats] | None = None
+) -> bytes:
     """What /metrics answers, in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Scrape(gateway, metrics, hosts))
+    registry.register(_Scrape(gateway, metrics, hosts, workers or []))
     return generate_latest(registry)

@@ -265,7 +265,6 @@ class Runner:
         """Bring a job to its end; answers its final state."""
         job = work.job
         rows = await attempts_of(self._primary, job)
-        work.is_begun = bool(rows)
         try:
             if job.fence > _MOST_CLAIMS:
                 raise WorkerFailed(f"{job.fence - 1} claims did not bring the job to its end")

@@ -19,6 +19,7 @@ from tests.bench.arrivals import measure_arrivals, measure_waits
 from tests.bench.client import Target, bearer
 from tests.bench.cold import COLD_ROWS, measure_cold, measure_reopen
 from tests.bench.gallery import add_history, add_users, server_version, user_names
+from tests.bench.generation import measure_generation
 from tests.bench.instance import Instance, Started
 from tests.bench.load import Wrk
 from tests.bench.machine import describe
@@ -137,6 +138,9 @@ def _measure(folder: Path, stack: ExitStack, plan: Plan) -> tuple[list[Line], di
     instance.start()
     lines += measure_zipf(instance, wrk, many, plan, say=say)
     say("stopping")
+    instance.stop()
+    say("generation")
+    lines += uvloop.run(measure_generation(folder))
     return [
         *lines,
         *_starts("fresh folder", fresh, first_goal_s=8),

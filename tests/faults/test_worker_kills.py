@@ -4,10 +4,14 @@ is lost, and every job ends."""
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
+import tempfile
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +19,7 @@ from store.objects.picture_process import PictureProcess
 from store.primary import Primary
 from tests.generation.jobs_world import JobsWorld, jobs_world
 from tests.generation.money import assert_money
+from tests.served import Served, eventually, peruse, processes_of
 from tests.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.faults
@@ -96,3 +101,60 @@ async def test_a_worker_is_told_to_stop(jobs: JobsWorld, database: str, tmp_path
     await again.stop()
     assert {row["state"] for row in rows} == {"completed"}
     assert len(jobs.world.fake.made("replicate")) == 1
+
+
+async def test_a_worker_is_killed_under_ray() -> None:
+    """Ray starts a killed worker again, five times: its jobs go on, each becomes one picture, and the stop is clean."""
+    with tempfile.TemporaryDirectory(prefix="peruse-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        served = Served(Path(folder) / "data", "--hosts", "1", "--workers", "1")
+        (Path(folder) / "data").mkdir(mode=0o711)
+        peruse("config", "set", "worker_lease_s", "2", data=served.data)
+        served.start()
+        try:
+            connection = await served.primary()
+            await connection.execute("insert into users (id) values ('ana')")
+            await connection.execute(
+                "insert into credit_ledger (owner_id, kind, amount_tenths) values ('ana', 'grant', 10000)"
+            )
+            killed: set[int] = set()
+            for _ in range(5):
+                pid = await eventually(lambda: _worker_pid(served, killed), timeout_s=60)
+                await connection.execute(
+                    "insert into jobs (owner_id, prompt, provider, model, price_tenths, params) "
+                    "select 'ana', 'picture ' || n, 'builtin', 'builtin', 10, "
+                    '\'{"width": 1024, "height": 1024, "seed": 7}\' from generate_series(1, 4) n'
+                )
+                await eventually(lambda: _attempts(connection), timeout_s=60)
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+                await assert_money(connection)
+            await eventually(lambda: _all_ended(connection), timeout_s=60)
+            await assert_money(connection)
+            states = await connection.fetch("select state, count(*) from jobs group by 1")
+            assert [tuple(row) for row in states] == [("completed", 20)]
+            async with served.client("ana") as client:
+                assert len((await client.get("/api/images")).json()["images"]) == 20
+            await connection.close()
+        finally:
+            assert served.stop() == 0
+        assert processes_of(served.data) == []
+
+
+async def _worker_pid(served: Served, killed: set[int]) -> int | None:
+    def command(pid: int) -> str:
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            return ""
+
+    workers = [pid for pid in processes_of(served.data) if "WorkerActor" in command(pid)]
+    return next((pid for pid in workers if pid not in killed), None)
+
+
+async def _attempts(connection: Any) -> bool:
+    return bool(await connection.fetchval("select exists (select from attempts where ended_at is null)"))
+
+
+async def _all_ended(connection: Any) -> bool:
+    return not await connection.fetchval("select exists (select from queue)")

@@ -40,6 +40,15 @@ async def test_users_take_turns(jobs: JobsWorld) -> None:
     assert order.index(few[2]) <= 6
 
 
+async def test_users_take_turns_between_providers(jobs: JobsWorld) -> None:
+    """A worker with room for one job takes the next turn, whichever provider it is for."""
+    many = [await jobs.add("openai") for _ in range(5)]
+    await jobs.user("bob")
+    one = await jobs.add("builtin", user="bob")
+    order = [(await claimed(jobs))[0].id for _ in range(3)]
+    assert order == [many[0], one, many[1]]
+
+
 async def test_pro_goes_first_and_nobody_starves(jobs: JobsWorld) -> None:
     """Of a Pro and a Free user with many jobs each, Pro has four of five, and Free is never left out."""
     await jobs.user("pro", plan="pro")
