@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -145,6 +145,10 @@ async def test_what_the_balance_does_not_cover_is_402_and_changes_nothing(studio
     assert await money(studio, user) == (70, 0, [70])
     assert await jobs_of(studio, user) == 0
     assert (await studio.gateway.primary.fetch("select 1 from batches where owner_id = $1", user)) == []
+
+
+#: An id of nothing.
+_NOBODYS: Final = "01a1fd61-0000-7000-8000-000000000000"
 
 
 @pytest.mark.parametrize("period", ["day", "month"])
@@ -355,10 +359,10 @@ BAD: list[tuple[dict[str, Any], str | None]] = [
     ({"prompt": "x", "variables": {"a": "b"}}, "variables"),
     ({"prompt": "x", "references": ["1"]}, None),
     ({"prompt": "x", "references": "1"}, "references"),
-    ({"prompt": "x", "images": [str(uuid.uuid4())] * 65}, "images"),
+    ({"prompt": "x", "images": [_NOBODYS] * 65}, "images"),
     ({"remix_of": "x"}, "remix_of"),
-    ({"remix_of": str(uuid.uuid4()), "models": ["builtin"]}, "models"),
-    ({"prompt": "x", "variation_of": str(uuid.uuid4()), "parent": str(uuid.uuid4())}, "parent"),
+    ({"remix_of": _NOBODYS, "models": ["builtin"]}, "models"),
+    ({"prompt": "x", "variation_of": _NOBODYS, "parent": _NOBODYS}, "parent"),
     ({"prompt": "x", "owner_id": "bob"}, "owner_id"),
     ({"prompt": "x", "state": "completed"}, "state"),
     ({"prompt": "x", "price_tenths": 0}, "price_tenths"),
