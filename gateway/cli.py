@@ -119,11 +119,13 @@ def serve(
 
 def _check_providers(data: Path) -> None:
     """Before anything is started: a gateway that cannot read the prices would end again and again."""
+    from store.generation.catalog import Catalog
     from store.generation.config import ProviderSettings
     from store.generation.pricing import read_prices
 
-    prices = ProviderSettings.load(data).prices_file
-    read_prices(Path(prices) if prices else None)
+    settings = ProviderSettings.load(data)
+    models, prices = read_prices(Path(settings.prices_file) if settings.prices_file else None)
+    Catalog(models, prices, with_keys=(), wished=settings.default_model)
 
 
 class _Starting:

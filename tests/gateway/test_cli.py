@@ -68,6 +68,25 @@ def test_what_must_be_set_right_first_is_one_line_and_exit_code_2(tmp_path: Path
     assert not (tmp_path / "settings.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"PERUSE_PRICES_FILE": "/nowhere.toml"}, "PERUSE_PRICES_FILE: /nowhere.toml cannot be read: "),
+        ({"PERUSE_DEFAULT_MODEL": "nothing"}, "PERUSE_DEFAULT_MODEL: there is no model 'nothing'"),
+        ({"PERUSE_OPENAI_URL": "openai"}, "PERUSE_OPENAI_URL: String should match pattern"),
+    ],
+)
+def test_what_providers_need_is_looked_at_before_anything_starts(
+    tmp_path: Path, environment: dict[str, str], said: str
+) -> None:
+    """mission: 66"""
+    done = peruse("serve", "--port", "0", data=tmp_path / "none", **environment)
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     """And how to get one."""
     done = peruse("token", "ana", data=tmp_path / "none")

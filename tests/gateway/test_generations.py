@@ -508,6 +508,19 @@ async def test_refused_request_leaves_its_key_free(studio: World, user: str) -> 
     assert (await generate(studio, user, prompt="a fox", model=SDXL, headers=headers)).status == 202
 
 
+async def test_answers_are_forgotten_after_a_day(shared: World, user: str) -> None:
+    """By housekeeping; younger ones stay."""
+    for key in ("old", "new"):
+        await generate(shared, user, prompt="a fox", headers={"Idempotency-Key": key})
+    aged = "update idempotency_keys set created_at = now() - interval '25 h' where owner_id = $1 and key = 'old'"
+    await shared.write(user, lambda connection: connection.execute(aged, user))
+
+    await shared.gateway.housekeeping._rows()
+
+    rows = await shared.gateway.primary.fetch("select key from idempotency_keys where owner_id = $1", user)
+    assert [row["key"] for row in rows] == ["new"]
+
+
 @pytest.mark.parametrize("key", ["", '""', "x" * 256, "é", "\t"])
 async def test_key_that_is_none_is_400(shared: World, user: str, key: str) -> None:
     reply = await generate(shared, user, prompt="a fox", headers={"Idempotency-Key": key})
