@@ -13,7 +13,7 @@ worker        a worker's life; worker_stats: what it says of itself
 
 from actors.client import Question, ReplicaClient
 from actors.errors import Behind, CallError, Overloaded, ReplicaError, Retryable, Seeding
-from actors.messages import AuditReport, Outcome, PageHead, ReplicaInfo
+from actors.messages import AuditReport, Outcome, PageHead, ReplicaInfo, Terms
 from actors.metrics import BUCKETS_S, HostStats
 from actors.pages import Page
 from actors.schema import user_version
@@ -24,6 +24,7 @@ __all__ = [
     # what the gateway asks with
     "ReplicaClient",
     "Question",
+    "Terms",
     "seed_file",
     "Outcome",
     "Page",

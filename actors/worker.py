@@ -1,4 +1,4 @@
-"""A worker: one process that brings jobs to their end, beside the hosts and without them.
+"""A worker: one process that brings jobs to their end and sends webhooks, beside the hosts and without them.
 
 Plain asyncio: Ray only starts it and keeps it (cluster). Everything that it knows is in the primary, so it may be
 killed at any moment; another worker goes on with its jobs as soon as their lease has ended.
@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import structlog
 from pydantic import SecretStr
@@ -35,16 +33,16 @@ from store.objects.fetch import Fetcher
 from store.objects.picture_process import PictureProcess
 from store.objects.prefix import owner_secret
 from store.objects.signing import open_signed_urls
+from store.own_keys import own_key
 from store.primary import Primary
+from store.sealing import open_sealer
 from store.storage import Limits
+from store.webhook_posting import Poster
+from store.webhook_sending import WebhookSender
 
-__all__ = ["Beside", "GenerationWorker"]
+__all__ = ["GenerationWorker"]
 
 log = structlog.get_logger()
-
-#: Something else that runs in every worker until it is cancelled.
-Beside = Callable[[Primary, Path], Coroutine[Any, Any, None]]
-OwnKey = Callable[[Primary, Path, str, str], Awaitable[SecretStr | None]]
 
 #: For jobs that a provider works on when the worker is to stop, in seconds: what is not done then is resumed.
 GRACE_S = 2.0
@@ -63,16 +61,13 @@ class GenerationWorker:
         hosts: HostSettings,
         providers: ProviderSettings,
         settings: WorkerSettings,
-        own_key: OwnKey | None = None,
-        beside: Sequence[Beside] = (),
     ) -> None:
-        """`own_key` finds the key that a user has at a provider."""
         # Also the start of this very process: what an earlier one of this name has claimed is not ours.
         self._slot, self._place = slot, f"{hosts.node}:{slot}"
         self.id = f"{self._place}:{os.getpid()}:{secrets.token_hex(4)}"
         self._data, self._url, self._store, self._settings = data, primary_url, store, settings
         self._secret = hosts.wire_secret.get_secret_value().encode() or None
-        self._providers, self._own_key, self._beside = providers, own_key, beside
+        self._providers = providers
         #: What was taken so far, and how to give it back: the last first.
         self._taken = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
@@ -120,8 +115,11 @@ class GenerationWorker:
         async def fetch(url: str) -> bytes:
             return (await fetcher.fetch(url)).data
 
-        async def own_key(user: str, provider: str) -> SecretStr | None:
-            return None if self._own_key is None else await self._own_key(primary, self._data, user, provider)
+        sealer = open_sealer(self._data)
+
+        async def key_of(user: str, provider: str) -> SecretStr | None:
+            async with primary.connection() as connection:
+                return await own_key(connection, sealer, user, provider)
 
         self._runner = Runner(
             primary, objects, pictures, providers, models, prices,
@@ -131,7 +129,7 @@ class GenerationWorker:
             owner_secret=owner_secret(self._data),
             limits=Limits(store.storage_free_bytes, store.storage_pro_bytes, store.storage_enterprise_bytes),
             on_change=client.poke,
-            own_key=own_key,
+            own_key=key_of,
             moderation=moderation,
             callback_url=open_callbacks(self._data, store.files_base).url,
             rhythm=Rhythm(
@@ -141,9 +139,12 @@ class GenerationWorker:
                 beat_s=self._settings.worker_lease_s / 6,
             ),
         )  # fmt: skip
-        self._tasks = [asyncio.create_task(self._runner.run(), name="runner")]
-        self._tasks += [asyncio.create_task(beside(primary, self._data)) for beside in self._beside]
-        self._tasks.append(asyncio.create_task(self._tell(), name="stats"))
+        sender = WebhookSender(primary, sealer, Poster(allow=store.webhook_allow))
+        self._tasks = [
+            asyncio.create_task(self._runner.run(), name="runner"),
+            asyncio.create_task(sender.run(), name="webhooks"),
+            asyncio.create_task(self._tell(), name="stats"),
+        ]
 
     async def _tell(self) -> None:
         """Ended by `stop`."""

@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 
+from gateway import money_commands
 from gateway.objects_commands import objects
 from gateway.operating import add_commands
-from store.errors import EmbeddedPostgresError, InvalidValue, NotFound, PrimaryUnavailable, SettingError
+from store.errors import (
+    EmbeddedPostgresError,
+    InsufficientCredits,
+    InvalidValue,
+    NotFound,
+    PrimaryUnavailable,
+    SettingError,
+)
 
 if TYPE_CHECKING:
     from store.config import Settings
@@ -46,7 +54,7 @@ def main() -> None:
     """Run a command. Exit codes: 0 done, 1 it failed, 2 something must be set right first, 130 interrupted."""
     try:
         app()
-    except (SettingError, EmbeddedPostgresError, InvalidValue, NotFound) as error:
+    except (SettingError, EmbeddedPostgresError, InvalidValue, InsufficientCredits, NotFound) as error:
         _fail(str(error), 2)
     except PrimaryUnavailable as error:
         _fail(str(error), 1)
@@ -89,6 +97,7 @@ def serve(
     data = data.resolve()
     settings = StoreSettings.load(data)
     GatewaySettings.load(data)
+    _check_providers(data)
     _host_settings(data)
     configure(process="serve", level=settings.log_level)
     console = _Starting()
@@ -106,6 +115,15 @@ def serve(
 
     # The default loop: Postgres is spawned from this very thread, whose end it follows.
     asyncio.run(supervisor.run(ready))
+
+
+def _check_providers(data: Path) -> None:
+    """Before anything is started: a gateway that cannot read the prices would end again and again."""
+    from store.generation.config import ProviderSettings
+    from store.generation.pricing import read_prices
+
+    prices = ProviderSettings.load(data).prices_file
+    read_prices(Path(prices) if prices else None)
 
 
 class _Starting:
@@ -137,6 +155,7 @@ def gateway(
     from gateway.config import GatewaySettings
     from gateway.server import serve_gateway
     from store.config import StoreSettings
+    from store.generation.config import ProviderSettings
     from store.instance import primary_url
     from store.logs import configure
 
@@ -147,7 +166,8 @@ def gateway(
     _run(
         serve_gateway(
             data, primary_url=primary_url(data, store), store=store, settings=GatewaySettings.load(data),
-            wire_secret=secret, index=index, listening=listening, bind=bind, port=port,
+            providers=ProviderSettings.load(data), wire_secret=secret, index=index, listening=listening, bind=bind,
+            port=port,
         )
     )  # fmt: skip
 
@@ -354,8 +374,9 @@ def _settings_classes() -> list[type[Settings]]:
     from actors.config import HostSettings, WorkerSettings
     from gateway.config import GatewaySettings
     from store.config import StoreSettings
+    from store.generation.config import ProviderSettings
 
-    return [StoreSettings, HostSettings, GatewaySettings, WorkerSettings]
+    return [StoreSettings, HostSettings, GatewaySettings, WorkerSettings, ProviderSettings]
 
 
 @config.command("set")
@@ -398,6 +419,7 @@ def _shown(value: Any) -> str:
 
 
 add_commands(app)
+money_commands.add_commands(app)
 app.add_typer(objects, name="objects")
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """What a gateway does by itself: the trash is emptied when its time is over, objects follow their rows, erasures that
-were interrupted are finished.
+were interrupted are finished, and answers kept for idempotency keys go after their day.
 
 Every gateway does it, for every deployment has one, and it has the object store at hand. Any number may: each takes
 what no other one holds.
@@ -13,9 +13,11 @@ from typing import Final
 
 import structlog
 
-from store.deletions import delete_due
+from gateway.metrics import GatewayMetrics
+from store.deletions import backlog, delete_due
 from store.erasure import finish_erasures
 from store.errors import PrimaryUnavailable
+from store.idempotency import forget_old
 from store.objects.interface import Objects
 from store.primary import Primary
 from store.trash import purge
@@ -26,15 +28,17 @@ log = structlog.get_logger()
 
 _OBJECTS_EVERY_S: Final = 5.0
 _ROWS_EVERY_S: Final = 60.0
+_COUNT_EVERY_S: Final = 15.0  # about as often as somebody scrapes
 
 
 class Housekeeping:
     """`start`, then `objects_soon` after a removal; `stop` at the end."""
 
-    def __init__(self, primary: Primary, objects: Objects, *, trash_s: float) -> None:
+    def __init__(self, primary: Primary, objects: Objects, metrics: GatewayMetrics, *, trash_s: float) -> None:
         """`trash_s` is how long an image stays in the trash, in seconds."""
         self._primary = primary
         self._objects = objects
+        self._metrics = metrics
         self._trash_s = trash_s
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -54,13 +58,16 @@ class Housekeeping:
 
     async def _run(self) -> None:
         """Ended by `stop`."""
-        rows_due = time.monotonic()
+        rows_due = count_due = time.monotonic()
         while True:
             try:
                 if time.monotonic() >= rows_due:
                     rows_due = time.monotonic() + _ROWS_EVERY_S
                     await self._rows()
                 await delete_due(self._primary, self._objects)
+                if time.monotonic() >= count_due:
+                    count_due = time.monotonic() + _COUNT_EVERY_S
+                    self._metrics.deletions = await backlog(self._primary)
             except PrimaryUnavailable:
                 pass
             except Exception:
@@ -77,3 +84,4 @@ class Housekeeping:
             log.info("trash.purged", images=removed.images, bytes=removed.bytes)
         for erased in await finish_erasures(self._primary):
             log.info("user.erasure_finished", **erased._asdict())
+        await forget_old(self._primary)

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from actors import BUCKETS_S, HostStats, WorkerStats
+from store.deletions import Backlog
+from store.overview import QueueDepth
 
 __all__ = ["GatewayMetrics", "exposition"]
 
@@ -23,9 +25,11 @@ class GatewayMetrics:
     """Requests of one gateway process since it started."""
 
     __slots__ = (
+        "deletions",
         "events",
         "latency",
         "latency_seconds",
+        "queues",
         "reads",
         "refusals",
         "requests",
@@ -37,9 +41,11 @@ class GatewayMetrics:
         self.requests: dict[tuple[str, str, int], int] = {}
         self.reads: dict[tuple[str, str], int] = {}
         self.refusals: dict[str, int] = {}
+        self.queues: list[QueueDepth] = []
         self.streams = 0
         self.events = 0
         self.resyncs = 0
+        self.deletions = Backlog(0, 0.0)
         self.latency = [0] * (len(_LATENCY_S) + 1)
         self.latency_seconds = 0.0
 
@@ -70,6 +76,7 @@ class _Scrape:
 
     def collect(self) -> Iterable[Metric]:
         yield from self._gateway_families()
+        yield from self._queue_families()
         yield from self._host_families()
         yield from self._worker_families()
 
@@ -102,11 +109,34 @@ class _Scrape:
             counter = CounterMetricFamily(name, text, labels=("gateway",))
             counter.add_metric((self._gateway,), count)
             yield counter
+        deletions = self._metrics.deletions  # as of the last look, of which there are four a minute
+        for name, text, value in (
+            (
+                "peruse_deletions_waiting",
+                "Objects of deleted rows that are still there; 10000: or more.",
+                deletions.objects,
+            ),
+            (
+                "peruse_deletions_oldest_seconds",
+                "How long the oldest of them has waited, at least.",
+                deletions.oldest_s,
+            ),
+        ):
+            gauge = GaugeMetricFamily(name, text, labels=("gateway",))
+            gauge.add_metric((self._gateway,), value)
+            yield gauge
         latency = HistogramMetricFamily("peruse_http_seconds", "Time to answer a request.", labels=("gateway",))
         latency.add_metric(
             (self._gateway,), _cumulative(_LATENCY_S, self._metrics.latency), self._metrics.latency_seconds
         )
         yield latency
+
+    def _queue_families(self) -> Iterable[Metric]:
+        for name, (field, text) in _QUEUE_GAUGES.items():
+            gauge = GaugeMetricFamily(f"peruse_generation_{name}", text, labels=("gateway", "provider"))
+            for depth in self._metrics.queues:
+                gauge.add_metric((self._gateway, depth.provider), getattr(depth, field))
+            yield gauge
 
     def _host_families(self) -> Iterable[Metric]:
         for name, text in _HOST_COUNTERS.items():
@@ -158,6 +188,12 @@ _WORKER_COUNTERS: Final = {
 _WORKER_GAUGES: Final = {
     "running": "Jobs in work now.",
     "resident_bytes": "Memory of the process.",
+}
+#: The same whichever gateway tells them: take the max over gateways, not the sum.
+_QUEUE_GAUGES: Final = {
+    "waiting": ("waiting", "Jobs that wait for a worker."),
+    "running": ("running", "Jobs that a worker has."),
+    "oldest_waiting_seconds": ("oldest_waiting_s", "How long the oldest of those waits."),
 }
 _HOST_COUNTERS: Final = {
     "reads": "Reads answered.",

@@ -16,17 +16,20 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.errors import problem_of, problem_response
+from gateway.errors import Problem, problem_of, problem_response
 from gateway.metrics import GatewayMetrics
 
-__all__ = ["RequestLog", "allow_origin", "make_middleware"]
+__all__ = ["WAITED_S", "RequestLog", "allow_origin", "make_middleware"]
 
 log = structlog.get_logger()
 
 _SLOW_S: Final = 0.1
+#: How long a request waited because its client wished to: nobody's slowness.
+WAITED_S: Final = web.RequestKey("waited_s", float)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EXPOSED: Final = (
-    "ETag, Location, Peruse-Age, Peruse-Bookmark, Peruse-Outcome, Peruse-Source, Retry-After, X-Request-Id"
+    "ETag, Idempotency-Replayed, Location, Peruse-Age, Peruse-Bookmark, Peruse-Outcome, Peruse-Source, "
+    "Preference-Applied, Retry-After, X-Request-Id"
 )
 
 
@@ -67,6 +70,10 @@ def make_middleware(requests: RequestLog, *, origins: tuple[str, ...]) -> Middle
         started = time.perf_counter()
         headers = request.headers
         request_id = requests.given_id(headers) or requests.next_id()
+        resource = request.match_info.route.resource
+        route = "unknown" if resource is None else resource.canonical
+        # The address of a callback is its secret.
+        path = route if route.startswith("/callbacks/") else request.path
         response: web.StreamResponse
         try:
             if origins and request.method == "OPTIONS" and "Access-Control-Request-Method" in headers:
@@ -74,19 +81,17 @@ def make_middleware(requests: RequestLog, *, origins: tuple[str, ...]) -> Middle
             else:
                 response = await handler(request)
         except Exception as error:
-            if problem_of(error)[0] == 500:
-                log.exception("request.failed", request_id=request_id, method=request.method, path=request.path)
+            if problem_of(error)[0] == 500 and not isinstance(error, Problem):
+                log.exception("request.failed", request_id=request_id, method=request.method, path=path)
             response = problem_response(error, request_id)
         if not response.prepared:
             response.headers["X-Request-Id"] = request_id
             if origins:
                 allow_origin(request, response, origins)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started - request.get(WAITED_S, 0.0)
         if seconds > _SLOW_S and response.content_type == "text/event-stream":
             seconds = 0.0  # how long somebody listened is nobody's waiting
-        resource = request.match_info.route.resource
-        route = "unknown" if resource is None else resource.canonical
-        requests.answered(request.method, request.path, route, response.status, request_id, seconds)
+        requests.answered(request.method, path, route, response.status, request_id, seconds)
         return response
 
     return middleware
@@ -102,9 +107,9 @@ def allow_origin(request: web.Request, response: web.StreamResponse, origins: tu
     headers["Access-Control-Allow-Origin"] = origin
     headers["Access-Control-Expose-Headers"] = _EXPOSED
     if request.method == "OPTIONS":
-        headers["Access-Control-Allow-Methods"] = "GET, POST, PATCH, DELETE"
+        headers["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
         headers["Access-Control-Allow-Headers"] = (
-            "Authorization, Content-Type, If-None-Match, Last-Event-ID, Peruse-Bookmark, Peruse-Max-Staleness, "
-            "Peruse-Max-Wait, Peruse-On-Timeout, Peruse-Validate, X-Request-Id"
+            "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Peruse-Bookmark, "
+            "Peruse-Max-Staleness, Peruse-Max-Wait, Peruse-On-Timeout, Peruse-Validate, Prefer, X-Request-Id"
         )
         headers["Access-Control-Max-Age"] = "600"

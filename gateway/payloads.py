@@ -15,7 +15,25 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.errors import BadRequest, TooLarge
 
-__all__ = ["ImageChanges", "NoFields", "Upload", "UploadFields", "image_id", "read_json", "read_upload", "reference_id"]
+__all__ = [
+    "ImageChanges",
+    "NoFields",
+    "PromptChanges",
+    "Upload",
+    "UploadFields",
+    "batch_id",
+    "decode_json",
+    "delivery_id",
+    "generation_id",
+    "image_id",
+    "prompt_id",
+    "read_body",
+    "read_json",
+    "read_upload",
+    "reference_id",
+    "template_id",
+    "webhook_id",
+]
 
 T = TypeVar("T")
 MAX_JSON_BYTES: Final = 64 * 1024
@@ -29,6 +47,12 @@ class ImageChanges(msgspec.Struct, forbid_unknown_fields=True):
     visibility: str | msgspec.UnsetType = msgspec.UNSET
     starred: bool | msgspec.UnsetType = msgspec.UNSET
     title: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class PromptChanges(msgspec.Struct, forbid_unknown_fields=True):
+    """PATCH of a job in the prompt history."""
+
+    hidden: bool
 
 
 class UploadFields(msgspec.Struct):
@@ -61,6 +85,16 @@ async def read_json(request: web.Request, shape: type[T]) -> T:
         BadRequest: not JSON, an unknown field, a value of the wrong type; names the field.
         TooLarge: over 64 KiB.
     """
+    return decode_json(await read_body(request), shape)
+
+
+async def read_body(request: web.Request, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The bytes of the request's JSON body.
+
+    Raises:
+        BadRequest: it does not say that it is JSON, or does not arrive.
+        TooLarge: over `max_bytes`.
+    """
     if request.content_type != "application/json":
         raise BadRequest("the body must be JSON, with Content-Type: application/json")
     body = bytearray()
@@ -68,12 +102,21 @@ async def read_json(request: web.Request, shape: type[T]) -> T:
         async with asyncio.timeout(_BODY_S):
             async for chunk in request.content.iter_any():
                 body += chunk
-                if len(body) > MAX_JSON_BYTES:
-                    raise TooLarge(f"the body is over {MAX_JSON_BYTES} bytes")
+                if len(body) > max_bytes:
+                    raise TooLarge(f"the body is over {max_bytes} bytes")
     except web.RequestPayloadError as error:
         raise BadRequest(f"the body cannot be read: {error}") from None
     except TimeoutError:
         raise BadRequest(f"the body did not arrive within {_BODY_S:.0f} s") from None
+    return bytes(body)
+
+
+def decode_json(body: bytes, shape: type[T]) -> T:
+    """`body` as `shape`.
+
+    Raises:
+        BadRequest: not JSON, an unknown field, a value of the wrong type; names the field.
+    """
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.ValidationError as error:
@@ -174,11 +217,41 @@ def reference_id(request: web.Request) -> uuid.UUID:
     return _row_id(request, "a reference's id")
 
 
-def _row_id(request: web.Request, what: str) -> uuid.UUID:
-    text = request.match_info["id"]
+def template_id(request: web.Request) -> uuid.UUID:
+    """The same of a template."""
+    return _row_id(request, "a template's id")
+
+
+def generation_id(request: web.Request) -> uuid.UUID:
+    """The same of a generation."""
+    return _row_id(request, "a generation's id")
+
+
+def batch_id(request: web.Request) -> uuid.UUID:
+    """The same of a batch."""
+    return _row_id(request, "a batch's id")
+
+
+def prompt_id(request: web.Request) -> uuid.UUID:
+    """The same of a job in the prompt history."""
+    return _row_id(request, "a prompt's id")
+
+
+def webhook_id(request: web.Request) -> uuid.UUID:
+    """The same of a webhook."""
+    return _row_id(request, "a webhook's id")
+
+
+def delivery_id(request: web.Request) -> uuid.UUID:
+    """The same of one of its deliveries: the path's `{delivery}`."""
+    return _row_id(request, "a delivery's id", "delivery")
+
+
+def _row_id(request: web.Request, what: str, name: str = "id") -> uuid.UUID:
+    text = request.match_info[name]
     try:
         if len(text) != 36:
             raise ValueError
         return uuid.UUID(text)
     except ValueError:
-        raise BadRequest(f"{text[:40]!r} is not {what} (a UUID)", field="id") from None
+        raise BadRequest(f"{text[:40]!r} is not {what} (a UUID)", field=name) from None

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from store.credits import as_json
 from store.tables import REPLICATED, TIME_COLUMNS
 
 __all__ = ["FILTERS", "Documents", "Row", "projection"]
@@ -23,7 +24,7 @@ _EPOCH_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 FILTERS: Final[dict[str, tuple[str, ...]]] = {
     "images": ("visibility", "model", "starred", "trashed_at", "created_at"),
     "reference_images": ("created_at",),
-    "jobs": ("state", "hidden_at", "created_at"),
+    "jobs": ("state", "model", "kind", "batch_id", "hidden_at", "created_at"),
     "accounts": (),
     "usage_daily": ("day",),
 }
@@ -171,6 +172,7 @@ class _JobDocument(msgspec.Struct):
     error: _JobError | None
     image_ids: list[str]
     batch_id: str | None
+    hidden_at: str | None
     created_at: str
     updated_at: str
 
@@ -289,21 +291,23 @@ def _job(source: str | bytes) -> Row:
     error = None if r.error_code is None else _JobError(r.error_code, r.error_message or "")
     document = _JobDocument(
         r.id, r.kind, r.prompt, r.params, r.image_size, r.watermark, r.n, r.provider, r.model, r.own_key, r.state,
-        _credits(r.price_tenths - r.refunded_tenths), _credits(r.refunded_tenths), _dollars(r.cost_usd),
-        r.duration_ms, error, r.image_ids, r.batch_id, _time_of(r.created_at), _time_of(r.updated_at),
+        as_json(r.price_tenths - r.refunded_tenths), as_json(r.refunded_tenths), _dollars(r.cost_usd),
+        r.duration_ms, error, r.image_ids, r.batch_id, _time(r.hidden_at), _time_of(r.created_at),
+        _time_of(r.updated_at),
     )  # fmt: skip
-    return Row(r.id, (r.state, r.hidden_at, r.created_at), _encode(document))
+    filters = (r.state, r.model, r.kind, r.batch_id, r.hidden_at, r.created_at)
+    return Row(r.id, filters, _encode(document))
 
 
 def _account(source: str | bytes) -> Row:
     r = _decode_account(source)
     document = _AccountDocument(
         r.plan,
-        _credits(r.balance_tenths),
-        _credits(r.held_tenths),
+        as_json(r.balance_tenths),
+        as_json(r.held_tenths),
         r.storage_used_bytes,
-        None if r.day_budget_tenths is None else _credits(r.day_budget_tenths),
-        None if r.month_budget_tenths is None else _credits(r.month_budget_tenths),
+        None if r.day_budget_tenths is None else as_json(r.day_budget_tenths),
+        None if r.month_budget_tenths is None else as_json(r.month_budget_tenths),
         _time_of(r.updated_at),
     )
     return Row(r.owner_id, (), _encode(document))
@@ -313,7 +317,7 @@ def _usage(source: str | bytes) -> Row:
     r = _decode_usage(source)
     document = _UsageDocument(
         r.day, r.generations_count, r.generations_success, r.generations_failed, r.generations_canceled,
-        r.images_count, _credits(r.credits_used_tenths), _dollars(r.cost_usd), r.duration_ms, r.model_usage,
+        r.images_count, as_json(r.credits_used_tenths), _dollars(r.cost_usd), r.duration_ms, r.model_usage,
         r.storage_used_bytes,
     )  # fmt: skip
     return Row(r.id, (r.day,), _encode(document))
@@ -321,11 +325,6 @@ def _usage(source: str | bytes) -> Row:
 
 def _dollars(amount: Decimal) -> msgspec.Raw:
     return msgspec.Raw(f"{amount:f}".encode())
-
-
-def _credits(tenths: int) -> msgspec.Raw:
-    whole, tenth = divmod(tenths, 10)
-    return msgspec.Raw(f"{whole}.{tenth}".encode() if tenth else b"%d" % whole)
 
 
 def _filename(key: str) -> str:

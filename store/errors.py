@@ -10,6 +10,14 @@ StoreError
 ├── InvalidQuery            a list query or page token is malformed
 ├── InvalidValue            a value breaks a rule of its column
 ├── NotFound                no such row for this owner
+├── NameTaken               the owner has another row of this name
+├── LimitReached            the owner has as many of something as may be
+├── InsufficientCredits     the owner's balance does not cover it
+├── BudgetExceeded          the owner's own budget of a day or a month does not cover it
+├── NoProviderKey           nobody has a key at the provider of a model
+├── AlreadyEnded            a job that is over cannot be canceled
+├── KeyInFlight             a request with the same idempotency key is being answered
+├── KeyReused               an idempotency key was used for another request
 ├── StorageQuotaExceeded    the owner's plan has no room for so many bytes
 ├── ReservationEnded        room that was reserved for an upload is not held any more
 ├── PictureError            bytes that are not a picture we keep
@@ -32,7 +40,9 @@ StoreError
 from __future__ import annotations
 
 __all__ = [
+    "AlreadyEnded",
     "BrokenPicture",
+    "BudgetExceeded",
     "EmbeddedPostgresError",
     "FetchError",
     "FetchFailed",
@@ -40,8 +50,14 @@ __all__ = [
     "FetchTooLarge",
     "FolderInUse",
     "FolderUnusable",
+    "InsufficientCredits",
     "InvalidQuery",
     "InvalidValue",
+    "KeyInFlight",
+    "KeyReused",
+    "LimitReached",
+    "NameTaken",
+    "NoProviderKey",
     "NotFound",
     "ObjectError",
     "ObjectExists",
@@ -111,6 +127,55 @@ class InvalidValue(StoreError):
 
 class NotFound(StoreError):
     """Raised when the owner has no such row. Whether somebody else has it is never told."""
+
+
+class NameTaken(StoreError):
+    """Raised when the owner has another row of the same name."""
+
+
+class LimitReached(StoreError):
+    """Raised when the owner has as many of something as anybody may."""
+
+
+class InsufficientCredits(StoreError):
+    """Raised when `needed_tenths` of a credit are more than the balance; nothing was spent."""
+
+    def __init__(self, message: str, *, balance_tenths: int, needed_tenths: int) -> None:
+        super().__init__(message)
+        self.balance_tenths = balance_tenths
+        self.needed_tenths = needed_tenths
+
+
+class BudgetExceeded(StoreError):
+    """Raised when `needed_tenths` would be over the owner's budget of a `period`, day or month; nothing was spent."""
+
+    def __init__(self, message: str, *, period: str, budget_tenths: int, spent_tenths: int, needed_tenths: int) -> None:
+        super().__init__(message)
+        self.period = period
+        self.budget_tenths = budget_tenths
+        self.spent_tenths = spent_tenths
+        self.needed_tenths = needed_tenths
+
+
+class NoProviderKey(StoreError):
+    """Raised when a model's provider can be used by nobody here: neither we nor the user have a key there."""
+
+    def __init__(self, provider: str, model: str) -> None:
+        super().__init__(f"{model} needs a key of {provider}: there is none here, and you have given none of your own")
+        self.provider = provider
+        self.model = model
+
+
+class AlreadyEnded(StoreError):
+    """Raised when a job has its final state."""
+
+
+class KeyInFlight(StoreError):
+    """Raised when a request with the same idempotency key is being answered right now."""
+
+
+class KeyReused(StoreError):
+    """Raised when an idempotency key comes with another request than before."""
 
 
 class StorageQuotaExceeded(StoreError):

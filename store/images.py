@@ -17,6 +17,7 @@ from store.documents import Documents, projection
 from store.errors import InvalidValue, NotFound
 from store.objects.keys import named_key
 from store.primary import Connection, Primary
+from store.text import check_text
 
 __all__ = ["FileInfo", "NewImage", "change", "file_of", "insert", "restore", "trash"]
 
@@ -56,29 +57,16 @@ class NewImage(msgspec.Struct, kw_only=True):
         """
         for name, value in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
             if value is not None:
-                _clean(name, value, max_bytes=MAX_PROMPT_BYTES)
-        _clean("model", self.model, max_chars=MAX_MODEL_CHARS)
+                check_text(name, value, max_bytes=MAX_PROMPT_BYTES)
+        check_text("model", self.model, max_chars=MAX_MODEL_CHARS)
         if not self.model:
             raise InvalidValue("model", "model must not be empty")
         if self.title is not None:
-            _clean("title", self.title, max_chars=MAX_TITLE_CHARS)
+            check_text("title", self.title, max_chars=MAX_TITLE_CHARS)
         if self.visibility not in ("public", "unlisted"):
             raise InvalidValue("visibility", f"visibility must be public or unlisted, got {self.visibility[:40]!r}")
         if self.seed is not None and not 0 <= self.seed <= 4_294_967_295:
             raise InvalidValue("seed", f"seed must be 0 to 4294967295, got {self.seed}")
-
-
-def _clean(name: str, value: str, *, max_chars: int | None = None, max_bytes: int | None = None) -> None:
-    if "\0" in value:
-        raise InvalidValue(name, f"{name} must not hold a NUL")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        raise InvalidValue(name, f"{name} is not valid Unicode") from None
-    if max_bytes is not None and size > max_bytes:
-        raise InvalidValue(name, f"{name} has {size} bytes, the most is {max_bytes}")
-    if max_chars is not None and len(value) > max_chars:
-        raise InvalidValue(name, f"{name} has {len(value)} characters, the most is {max_chars}")
 
 
 _COLUMNS: Final = NewImage.__struct_fields__
@@ -135,7 +123,7 @@ def _check_change(name: str, value: Any) -> None:
     if name == "starred" and isinstance(value, bool):
         return
     if name == "title" and (value is None or isinstance(value, str)):
-        _clean(name, value or "", max_chars=MAX_TITLE_CHARS)
+        check_text(name, value or "", max_chars=MAX_TITLE_CHARS)
         return
     raise InvalidValue(name, f"{name} cannot be set to {str(value)[:40]!r}")
 

@@ -3,23 +3,39 @@
 -- Run by every migrate after triggers.sql. {schema} is the quoted schema. Errors have a SQLSTATE of our own:
 --   PE001 the balance does not cover it    PE002 a budget does not    PE003 a rule of this file is broken
 
--- LEDGER. A line and the balance move in one statement, under the lock of the account's row: Σ lines = balance ≥ 0.
+-- LEDGER. Under the lock of the account's row a line goes on from the last one: Σ lines = balance ≥ 0. The balance
+-- moves after the line is in: one that `on conflict do nothing` leaves out moves nothing. Its time is that of the lock,
+-- so that lines stand in the order of their balances.
 create or replace function {schema}.ledger_line() returns trigger
 language plpgsql security definer set search_path = {schema}, pg_temp as $$
 declare
   had bigint;
+  last_at timestamptz;
 begin
-  select balance_tenths into had from accounts where owner_id = new.owner_id for update;
-  if had is null then
+  if new.kind <> 'grant' and pg_trigger_depth() < 2 then
+    raise exception 'a % follows from a job: change that one', new.kind using errcode = 'PE003';
+  end if;
+  perform from accounts where owner_id = new.owner_id for update;
+  if not found then
     raise exception 'user % has no account', new.owner_id using errcode = 'PE003';
   end if;
+  select balance_tenths, at into had, last_at
+  from credit_ledger where owner_id = new.owner_id order by at desc, id desc limit 1;
+  had := coalesce(had, 0);
   if had + new.amount_tenths < 0 then
     raise exception 'the balance of % tenths of a credit does not cover %', had, -new.amount_tenths
       using errcode = 'PE001', detail = json_build_object('balance', had, 'needed', -new.amount_tenths);
   end if;
   new.balance_tenths := had + new.amount_tenths;
-  update accounts set balance_tenths = new.balance_tenths, updated_at = clock_timestamp() where owner_id = new.owner_id;
+  new.at := greatest(clock_timestamp(), last_at + interval '1 microsecond');
   return new;
+end $$;
+
+create or replace function {schema}.ledger_applied() returns trigger
+language plpgsql security definer set search_path = {schema}, pg_temp as $$
+begin
+  update accounts set balance_tenths = new.balance_tenths, updated_at = clock_timestamp() where owner_id = new.owner_id;
+  return null;
 end $$;
 
 -- Lines are for good: only their user's end, or their job's, touches them.
@@ -30,7 +46,7 @@ end $$;
 
 create or replace function {schema}.account_refuse() returns trigger language plpgsql as $$
 begin
-  raise exception 'balance and holds follow the credit ledger: insert a line there' using errcode = 'PE003';
+  raise exception 'balance and holds follow the credit ledger, and stay with their user: insert a line there' using errcode = 'PE003';
 end $$;
 
 -- BIRTH. An unfinished job that appears takes its price as a hold and a place in the queue, in the same statement.
@@ -52,6 +68,9 @@ begin
     raise exception 'user % has no account', new.owner_id using errcode = 'PE003';
   end if;
   is_paid := a.plan <> 'free';
+  if new.refunded_tenths <> 0 then
+    raise exception 'the refund of job % follows from its end', new.id using errcode = 'PE003';
+  end if;
   if new.price_tenths > 0 then
     if a.day_budget_tenths is not null or a.month_budget_tenths is not null then
       select coalesce(sum(price_tenths - refunded_tenths) filter (where created_at >= today), 0) into spent
@@ -89,20 +108,21 @@ begin
   if (new.price_tenths, new.n, new.owner_id) is distinct from (old.price_tenths, old.n, old.owner_id) then
     raise exception 'price, n and owner of job % are what was agreed', old.id using errcode = 'PE003';
   end if;
-  if new.state = old.state then
-    if new.refunded_tenths <> old.refunded_tenths then
-      raise exception 'the refund of job % follows from its end', old.id using errcode = 'PE003';
-    end if;
-  elsif new.state = 'completed' then
+  if new.state = 'completed' and old.state <> 'completed' then
     if cardinality(new.image_ids) = 0 then
       raise exception 'job % cannot be completed without an image', old.id using errcode = 'PE003';
     end if;
+    if cardinality(new.image_ids) <> (select count(distinct i) from unnest(new.image_ids) i) then
+      raise exception 'job % names an image twice, or none', old.id using errcode = 'PE003';
+    end if;
     new.refunded_tenths := old.price_tenths / old.n * (old.n - cardinality(new.image_ids));
-  elsif new.state in ('failed', 'canceled') then
+  elsif new.state in ('failed', 'canceled') and new.state <> old.state then
     if cardinality(new.image_ids) > 0 then
       raise exception 'job % has images: it is completed', old.id using errcode = 'PE003';
     end if;
     new.refunded_tenths := old.price_tenths;
+  elsif new.refunded_tenths <> old.refunded_tenths then
+    raise exception 'the refund of job % follows from its end', old.id using errcode = 'PE003';
   end if;
   return new;
 end $$;
@@ -181,12 +201,26 @@ end $$;
 
 drop trigger if exists ledger_line on {schema}.credit_ledger;
 create trigger ledger_line before insert on {schema}.credit_ledger for each row execute function {schema}.ledger_line();
+drop trigger if exists ledger_applied on {schema}.credit_ledger;
+create trigger ledger_applied after insert on {schema}.credit_ledger
+  for each row execute function {schema}.ledger_applied();
+drop trigger if exists ledger_truncate on {schema}.credit_ledger;
+create trigger ledger_truncate before truncate on {schema}.credit_ledger
+  for each statement execute function {schema}.ledger_refuse();
 drop trigger if exists ledger_refuse on {schema}.credit_ledger;
 create trigger ledger_refuse before update or delete on {schema}.credit_ledger
   for each row when (pg_trigger_depth() < 1) execute function {schema}.ledger_refuse();
 drop trigger if exists account_refuse on {schema}.accounts;
 create trigger account_refuse before update on {schema}.accounts for each row
-  when ((old.balance_tenths <> new.balance_tenths or old.held_tenths <> new.held_tenths) and pg_trigger_depth() < 1)
+  when ((old.balance_tenths <> new.balance_tenths or old.held_tenths <> new.held_tenths
+    or old.owner_id <> new.owner_id and (old.balance_tenths <> 0 or old.held_tenths <> 0)) and pg_trigger_depth() < 1)
+  execute function {schema}.account_refuse();
+drop trigger if exists account_born on {schema}.accounts;
+create trigger account_born before insert on {schema}.accounts for each row
+  when (new.balance_tenths <> 0 or new.held_tenths <> 0) execute function {schema}.account_refuse();
+drop trigger if exists account_gone on {schema}.accounts;
+create trigger account_gone before delete on {schema}.accounts for each row
+  when ((old.balance_tenths <> 0 or old.held_tenths <> 0) and pg_trigger_depth() < 1)
   execute function {schema}.account_refuse();
 drop trigger if exists job_created on {schema}.jobs;
 create trigger job_created after insert on {schema}.jobs for each row

@@ -12,12 +12,19 @@ from pydantic.fields import FieldInfo
 from actors.config import HostSettings, WorkerSettings
 from gateway.config import GatewaySettings
 from store.config import Settings, StoreSettings
+from store.generation.config import ProviderSettings
 
 __all__ = ["README", "in_readme", "settings_table"]
 
 README: Final = Path(__file__).parent.parent / "README.md"
 _HEAD: Final = "| setting | default | what |\n|---|---|---|\n"
-_CLASSES: Final[tuple[type[Settings], ...]] = (StoreSettings, HostSettings, GatewaySettings, WorkerSettings)
+_CLASSES: Final[tuple[type[Settings], ...]] = (
+    StoreSettings,
+    HostSettings,
+    GatewaySettings,
+    WorkerSettings,
+    ProviderSettings,
+)
 
 
 def settings_table() -> str:

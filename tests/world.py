@@ -19,6 +19,7 @@ from gateway.auth import Role, Signer
 from gateway.config import GatewaySettings
 from gateway.hot import HotRunner
 from store.config import StoreSettings
+from store.generation.config import ProviderSettings
 from store.primary import Connection
 
 __all__ = ["World", "add_images", "png", "until"]
@@ -32,12 +33,15 @@ class World:
         self.database = database
         self.settings = GatewaySettings(**settings)
         self.store = StoreSettings()
+        self.providers = ProviderSettings()
         self.host_settings = HostSettings(node="test")
 
     async def start(self) -> Self:
         self.data.mkdir(parents=True, exist_ok=True)
         self.host = await self.start_host(0)
-        self.gateway = Gateway(self.data, primary_url=self.database, store=self.store, settings=self.settings)
+        self.gateway = Gateway(
+            self.data, primary_url=self.database, store=self.store, settings=self.settings, providers=self.providers
+        )
         self._runner = HotRunner(make_app(self.gateway), shutdown_timeout=0.5, **handler_options())
         await self._runner.setup()
         from aiohttp import web

@@ -1,6 +1,9 @@
 """Generation: how a prompt becomes a picture.
 
 models.py     the models and what each can do; limits.py: the checks, and a request split into calls
+wanted.py     what a request may say, and how the rest is filled in; originals.py: what it may start from
+catalog.py    what this installation can draw with; planning.py: from a request to jobs; remixing.py, funds.py
+creating.py   jobs from a plan; canceling.py; states.py: how they are told; params.py: what a job keeps
 pricing.py    credits and dollars, from prices.toml and an operator's file
 retries.py    which errors are tried again, and when
 errors.py     every error that making a picture can end in

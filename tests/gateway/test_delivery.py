@@ -13,6 +13,7 @@ import pytest
 from gateway.app import Gateway
 from gateway.config import GatewaySettings
 from store.errors import SettingError
+from store.generation.config import ProviderSettings
 from tests.fakes.s3_proxy import S3Proxy
 from tests.fakes.s3_server import S3Server, bucket_settings
 from tests.gateway.asking import form, noise, picture
@@ -206,6 +207,8 @@ async def test_gateway_starts_without_the_bucket_and_not_with_a_wrong_one(
     finally:
         await away.stop()
     store = bucket_settings(s3.url, "no-such-bucket")
-    wrong = Gateway(tmp_path, primary_url=database, store=store, settings=GatewaySettings())
+    wrong = Gateway(
+        tmp_path, primary_url=database, store=store, settings=GatewaySettings(), providers=ProviderSettings()
+    )
     with pytest.raises(SettingError, match="no-such-bucket"):
         await wrong.start()

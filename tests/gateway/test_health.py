@@ -20,6 +20,7 @@ from gateway.hot import HotRunner
 from gateway.routes import health
 from store.config import StoreSettings
 from store.errors import PrimaryUnavailable
+from store.generation.config import ProviderSettings
 from tests.gateway.asking import given_images, ids_of, replica_of, running
 from tests.gateway.link import PrimaryLink
 from tests.world import Reply, World, add_images, until
@@ -31,7 +32,9 @@ FRESHNESS = ("Peruse-Bookmark", "Peruse-Age", "Peruse-Source")
 @asynccontextmanager
 async def lone_gateway(data: Path, database: str) -> AsyncIterator[aiohttp.ClientSession]:
     """A gateway without a host."""
-    gateway = Gateway(data, primary_url=database, store=StoreSettings(), settings=GatewaySettings())
+    gateway = Gateway(
+        data, primary_url=database, store=StoreSettings(), settings=GatewaySettings(), providers=ProviderSettings()
+    )
     runner = HotRunner(make_app(gateway), shutdown_timeout=0.5, **handler_options())
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -429,7 +432,14 @@ async def test_preflight_of_a_listed_origin_is_answered(tmp_path: Path, database
             assert reply.headers["Access-Control-Allow-Origin"] == ORIGIN
             assert method in reply.headers["Access-Control-Allow-Methods"].split(", ")
             headers = {name.lower() for name in reply.headers["Access-Control-Allow-Headers"].split(", ")}
-            assert {"authorization", "content-type", "if-none-match", "peruse-bookmark"} <= headers
+            assert {
+                "authorization",
+                "content-type",
+                "idempotency-key",
+                "if-none-match",
+                "peruse-bookmark",
+                "prefer",
+            } <= headers
 
         for other in ("https://evil.example", f"{ORIGIN}.evil.example", "http://app.example.org", "null", "*"):
             asks = {"Origin": other, "Access-Control-Request-Method": "GET"}

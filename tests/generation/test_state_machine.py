@@ -1,0 +1,155 @@
+"""Jobs and credits against everything at once: workers that end at any step, leases that run out, providers whose
+answers are lost, users who cancel, fill their room or go; a failing order is made short before it is shown."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from tests.generation.interference import REFUSED
+from tests.generation.machine import USERS, Stage
+from tests.generation.scripted import Word
+from tests.generation.workers import MODELS
+
+#: How many orders are tried. By default always the same ones; a number asks for so many new ones.
+_EXAMPLES = int(os.environ.get("PERUSE_TEST_EXAMPLES", "0"))
+
+_users = st.sampled_from(USERS)
+_which = st.integers(0, 11)
+_words = st.lists(st.sampled_from(["ok", "ok", "ok", "lost", *get_args(Word)]), max_size=5)
+
+#: A method of `Stage`, and its arguments.
+Thing = tuple[str, dict[str, Any]]
+
+
+def _thing(name: str, **arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Thing]:
+    return st.tuples(st.just(name), st.fixed_dictionaries(arguments))
+
+
+_CREATE = _thing(
+    "create", user=_users, model=st.sampled_from(list(MODELS)), n=st.integers(1, 4), unit=st.sampled_from([0, 15, 60]),
+    words=_words, looks=st.integers(0, 2), own_key=st.sampled_from([False, False, False, True]),
+)  # fmt: skip
+_CLAIM = _thing("claim", which=_which)
+_STEP = _thing("step", which=_which, steps=st.integers(1, 14))
+_WORKS = st.one_of(_CREATE, _CREATE, _CLAIM, _CLAIM, _STEP, _STEP, _STEP, _STEP, _thing("work", which=_which))
+_TROUBLES = st.one_of(
+    _thing("crash", which=_which),
+    _thing("expire", which=_which, everything=st.booleans()),
+    _thing("cancel", which=_which),
+    _thing("listen", which=_which),
+    _thing("call_back", which=_which, times=st.integers(1, 2)),
+    _thing("stop", which=_which),
+    _thing("interfere", which=_which, statement=st.integers(0, len(REFUSED) - 1)),
+)
+_USERS_DO = st.one_of(
+    _thing("grant", user=_users, tenths=st.sampled_from([300, 25, -40])),
+    _thing("plan", user=_users, plan=st.sampled_from(["free", "pro"])),
+    _thing("budget", user=_users, day=st.none() | st.just(60), month=st.none() | st.just(90)),
+    _thing("own_key", user=_users, has_key=st.booleans()),
+    _thing("fill", user=_users),
+    _thing("refuse_store", which=_which),
+    _thing("erase", user=st.just(USERS[2])),
+)
+
+
+class MoneyMachine(RuleBasedStateMachine):
+    """`Stage` does each thing; what must hold is looked at behind it."""
+
+    def __init__(self, stage: Stage, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.stage = stage
+        self._loop = loop
+        self._has_failed = False
+
+    def do(self, thing: Thing) -> None:
+        name, arguments = thing
+        self.run(getattr(self.stage, name)(**arguments))
+        self.run(self.stage.check())
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            self._loop.run_until_complete(work)
+        except BaseException:
+            self._has_failed = True
+            raise
+
+    @initialize(things=st.lists(_CREATE, min_size=2, max_size=4))
+    def begin(self, things: list[Thing]) -> None:
+        self.run(self.stage.begin())
+        for thing in things:
+            self.do(thing)
+
+    def teardown(self) -> None:
+        try:
+            if not self._has_failed:
+                self.run(self.stage.settle())
+        finally:
+            self.run(self.stage.end())
+
+    # Few rules and not one for each thing: of many, Hypothesis leaves most out of any one order.
+
+    @rule(thing=_WORKS)
+    def go_on(self, thing: Thing) -> None:
+        self.do(thing)
+
+    @rule(claim=_CLAIM, step=_STEP)
+    def claim_and_step(self, claim: Thing, step: Thing) -> None:
+        self.do(claim)
+        self.do(step)
+
+    @rule(thing=_TROUBLES)
+    def trouble(self, thing: Thing) -> None:
+        self.do(thing)
+
+    @rule(thing=_USERS_DO)
+    def user(self, thing: Thing) -> None:
+        self.do(thing)
+
+
+#: What has to have happened before nothing found means anything.
+_SEEN = (
+    "created", "claimed", "expired", "stopped", "erased", "filled", "drawn twice", "in peace",
+    "crash at write", "crash at written", "crash at ask", "crash at told", "crash at look", "crash at put",
+    "crash at half", "crash at put done",
+    "cancel: canceled", "cancel: requested", "cancel: AlreadyEnded", "called back: True", "called back: False",
+    "refused: InsufficientCredits", "refused: BudgetExceeded", "refused: NotFound",
+    "ended: completed", "ended: failed", "ended: canceled",
+    *(f"asked: {word}" for word in get_args(Word)), *(f"sql refused: {name}" for name in REFUSED),
+)  # fmt: skip
+
+
+@pytest.mark.timeout(0 if _EXAMPLES else 900)  # a failing order is made short, which takes its time
+def test_no_credit_and_no_picture_is_lost_in_whatever_order_things_happen(database: str, tmp_path: Path) -> None:
+    """Ledger, balance, holds, refunds, images, objects, room and queue agree after every step, no provider draws twice
+    unless its answer was lost, and every job comes to one end."""
+    loop = asyncio.new_event_loop()
+    stage = Stage(database, tmp_path)
+    loop.run_until_complete(stage.open())
+    try:
+        run_state_machine_as_test(
+            lambda: MoneyMachine(stage, loop),
+            settings=settings(
+                max_examples=_EXAMPLES or 40,
+                stateful_step_count=50 if _EXAMPLES else 25,
+                derandomize=not _EXAMPLES,
+                database=None,
+                deadline=None,
+                report_multiple_bugs=False,
+                phases=(Phase.generate,),
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    finally:
+        loop.run_until_complete(stage.close())
+        loop.close()
+    print(dict(stage.seen.most_common()))
+    assert [name for name in _SEEN if not stage.seen[name]] == []
