@@ -54,6 +54,7 @@ def test_a_token_is_all_that_is_printed(tmp_path: Path) -> None:
         (["config", "set", "PERUSE_HOST_IDLE", "3"], "no setting PERUSE_HOST_IDLE; did you mean PERUSE_HOST_IDLE_S?"),
         (["config", "set", "host_idle_s", "never"], "PERUSE_HOST_IDLE_S: Input should be a valid number"),
         (["config", "set", "openai_url", "ftp://x"], "PERUSE_OPENAI_URL: String should match pattern"),
+        (["config", "set", "provider_jobs", "many"], "PERUSE_PROVIDER_JOBS: String should match pattern"),
         (["config", "set", "cors_origins", "*"], "'*' is not an origin like https://app.example.org"),
     ],
 )  # fmt: skip
@@ -66,6 +67,15 @@ def test_what_must_be_set_right_first_is_one_line_and_exit_code_2(tmp_path: Path
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert not (tmp_path / "settings.json").exists()
+
+
+def test_a_moderation_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+    """Before anything is started: no picture is to be made that nobody looks at."""
+    done = peruse("serve", data=tmp_path / "data", PERUSE_MODERATION="no.such:judge")
+
+    assert done.returncode == 2
+    assert "PERUSE_MODERATION=no.such:judge: No module named 'no'" in done.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
