@@ -97,7 +97,7 @@ def serve(
     data = data.resolve()
     settings = StoreSettings.load(data)
     GatewaySettings.load(data)
-    _check_providers(data)
+    _check_generation(data)
     _host_settings(data)
     configure(process="serve", level=settings.log_level)
     console = _Starting()
@@ -117,15 +117,18 @@ def serve(
     asyncio.run(supervisor.run(ready))
 
 
-def _check_providers(data: Path) -> None:
-    """Before anything is started: a gateway that cannot read the prices would end again and again."""
+def _check_generation(data: Path) -> None:
+    """Before anything is started: who cannot read the prices, or find the moderation, would end again and again."""
+    from actors.config import WorkerSettings
     from store.generation.catalog import Catalog
     from store.generation.config import ProviderSettings
+    from store.generation.moderation import read_moderation
     from store.generation.pricing import read_prices
 
     settings = ProviderSettings.load(data)
     models, prices = read_prices(Path(settings.prices_file) if settings.prices_file else None)
     Catalog(models, prices, with_keys=(), wished=settings.default_model)
+    read_moderation(WorkerSettings.load(data).moderation)
 
 
 class _Starting:
@@ -201,12 +204,9 @@ def _keep_cluster(data: Path, process: str, *, hosts: int, workers: int) -> None
     store = StoreSettings.load(data)
     configure(process=process, level=store.log_level)
     primary_url(data, store)  # without a primary there is nothing to hold
+    _check_generation(data)
     from actors.cluster import keep_cluster
-    from actors.config import WorkerSettings
-    from store.generation.config import ProviderSettings
 
-    WorkerSettings.load(data)  # a wrong one is told here, and not in a log
-    ProviderSettings.load(data)
     settings = _host_settings(data)
     asyncio.run(keep_cluster(data.resolve(), hosts=hosts, workers=workers, settings=settings, build=_build()))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from actors.worker_stats import read_worker_stats
 from store.errors import SettingError
 from store.generation.config import ProviderSettings
 from store.generation.providers.builtin import Builtin
-from store.primary import Primary
 from tests.fakes.providers import FakeProviders
 from tests.world import World, until
 
@@ -28,10 +26,9 @@ async def start(world: World) -> AsyncIterator[Start]:
     started: list[GenerationWorker] = []
 
     async def one(*, slot: int = 0, providers: ProviderSettings | None = None, **given: Any) -> GenerationWorker:
-        options = {name: given.pop(name) for name in ("own_key", "beside") if name in given}
         worker = GenerationWorker(
             world.data, slot=slot, primary_url=world.database, store=world.store, hosts=world.host_settings,
-            providers=providers or ProviderSettings(), settings=WorkerSettings(**given), **options,
+            providers=providers or ProviderSettings(), settings=WorkerSettings(**given),
         )  # fmt: skip
         await worker.start()
         started.append(worker)
@@ -144,23 +141,6 @@ async def test_result_hosts(world: World, start: Start) -> None:
         assert (await until(failed))[0][0] == "undeliverable"
     finally:
         await fake.stop()
-
-
-async def test_something_beside(world: World, start: Start) -> None:
-    """What a worker runs beside its jobs has a primary, and ends with it."""
-    seen: list[str] = []
-
-    async def beside(primary: Primary, data: Path) -> None:
-        seen.append((await primary.fetch("select 'began'"))[0][0])
-        try:
-            await asyncio.Event().wait()
-        finally:
-            seen.append("ended")
-
-    worker = await start(beside=[beside])
-    await until(lambda: seen)
-    await worker.stop()
-    assert seen == ["began", "ended"]
 
 
 async def test_wrong_settings_end_the_start(start: Start) -> None:

@@ -54,6 +54,7 @@ def test_a_token_is_all_that_is_printed(tmp_path: Path) -> None:
         (["config", "set", "PERUSE_HOST_IDLE", "3"], "no setting PERUSE_HOST_IDLE; did you mean PERUSE_HOST_IDLE_S?"),
         (["config", "set", "host_idle_s", "never"], "PERUSE_HOST_IDLE_S: Input should be a valid number"),
         (["config", "set", "openai_url", "ftp://x"], "PERUSE_OPENAI_URL: String should match pattern"),
+        (["config", "set", "provider_jobs", "many"], "PERUSE_PROVIDER_JOBS: String should match pattern"),
         (["config", "set", "cors_origins", "*"], "'*' is not an origin like https://app.example.org"),
     ],
 )  # fmt: skip
@@ -74,6 +75,7 @@ def test_what_must_be_set_right_first_is_one_line_and_exit_code_2(tmp_path: Path
         ({"PERUSE_PRICES_FILE": "/nowhere.toml"}, "PERUSE_PRICES_FILE: /nowhere.toml cannot be read: "),
         ({"PERUSE_DEFAULT_MODEL": "nothing"}, "PERUSE_DEFAULT_MODEL: there is no model 'nothing'"),
         ({"PERUSE_OPENAI_URL": "openai"}, "PERUSE_OPENAI_URL: String should match pattern"),
+        ({"PERUSE_MODERATION": "no.such:judge"}, "PERUSE_MODERATION=no.such:judge: No module named 'no'"),
     ],
 )
 def test_what_providers_need_is_looked_at_before_anything_starts(

@@ -242,6 +242,21 @@ async def test_a_job_that_ends_its_workers(jobs: JobsWorld) -> None:
     assert jobs.world.fake.made("openai") == []
 
 
+async def test_a_job_that_ends_its_workers_keeps_what_is_there(jobs: JobsWorld) -> None:
+    """What such a job has stored by then is delivered and charged, and only the rest is given back."""
+    jobs.world.fake.script("workers_ai", "ok", "hang")
+    job = await jobs.add("workers_ai", n=2)
+    first = jobs.start()
+    await jobs.until(lambda: jobs._count("select count(*) from attempts where state = 'done'"), 1)
+    await jobs.crash(first)
+    await jobs.primary.fetch("update queue set fence = 25, lease_until = clock_timestamp()")
+    jobs.start()
+    (row,) = await jobs.ended(job)
+    assert (row["state"], row["error_code"], row["refunded_tenths"]) == ("completed", "worker_failed", 15)
+    assert len(jobs.world.fake.made("workers_ai")) == 2
+    await jobs.assert_objects()
+
+
 async def test_a_row_that_is_no_job(jobs: JobsWorld) -> None:
     """What plain SQL wrote without the parameters, or for a model that there is not, fails and is given back."""
     sql = (
