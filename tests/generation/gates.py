@@ -50,6 +50,7 @@ class Gates:
         #: What was begun behind the end of the runner: a crash leaves everything as it is.
         self.after_death: list[str] = []
         self._busy = 0
+        self._idle = asyncio.Event()
         self._moves = 0
 
     async def wait(self, name: str) -> None:
@@ -71,12 +72,15 @@ class Gates:
         if self.is_dead:
             self.after_death.append(what)
         self._busy += 1
+        self._idle.clear()
         self._moves += 1
         try:
             yield
         finally:
             self._busy -= 1
             self._moves += 1
+            if not self._busy:
+                self._idle.set()
 
     def let_go(self, flow: Flow) -> None:
         self.flows.remove(flow)
@@ -87,6 +91,8 @@ class Gates:
         deadline = asyncio.get_running_loop().time() + _DEADLINE_S
         still, moves = 0, self._moves
         while still < _QUIET:
+            if self._busy:
+                await asyncio.wait_for(self._idle.wait(), _DEADLINE_S)
             await asyncio.sleep(0)
             still = still + 1 if moves == self._moves and not self._busy else 0
             moves = self._moves
@@ -97,7 +103,8 @@ class Gates:
 
     @property
     def of_jobs(self) -> list[Flow]:
-        return [flow for flow in self.flows if flow.job is not None]
+        """In the order of the jobs, and of each job in that in which they came: it is the same in every run."""
+        return sorted((flow for flow in self.flows if flow.job is not None), key=lambda flow: str(flow.job))
 
 
 class GatedPrimary:

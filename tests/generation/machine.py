@@ -71,6 +71,8 @@ class Stage:
 
     async def open(self) -> None:
         self._operator = await asyncpg.connect(self.database)
+        name = await self._operator.fetchval("select current_database()")
+        await self._operator.execute(f"alter database {name} set synchronous_commit = off")  # nobody cuts the power
         self.primary = await Primary.open(self.database, name="machine", size=16)
         self._pictures = PictureProcess(max_workers=1, max_waiting=1000)
         await save(self._operator, "origin")
@@ -89,13 +91,13 @@ class Stage:
         self._shared = Shared(self.primary, self.objects, self._pictures, self.book, _LIMITS, self._own_key)
         self.jobs: list[Any] = []
         self._disturbed: set[Any] = set()
-        self._said: dict[Any, tuple[list[Word], int]] = {}
+        self._said: dict[Any, tuple[str, list[Word], int]] = {}
         self._erased: set[str] = set()
         self._keys = {user: True for user in USERS}
         self._filled: dict[str, Reservation] = {}
         self.workers = [self._worker() for _ in range(_WORKERS)]
         for user in USERS:
-            await self.grant(user, 600)
+            await self.grant(user, 300)
         await self.plan(USERS[1], "pro")
 
     def _worker(self) -> Worker:
@@ -135,7 +137,7 @@ class Stage:
         assert not refusals, f"{price} tenths were let through: {refusals}"
         self.jobs += made.jobs
         self.book.plays[made.jobs[0]] = Play(list(words), looks)
-        self._said[made.jobs[0]] = list(words), n
+        self._said[made.jobs[0]] = user, list(words), n
         self.seen["created"] += 1
 
     async def _refusals(self, user: str, price: int) -> set[type[StoreError]]:
@@ -198,11 +200,11 @@ class Stage:
     async def own_key(self, user: str, has_key: bool) -> None:
         """The user's own key at the providers goes, or comes back."""
         self._keys[user] = has_key
-        self._disturb_all()
+        self._disturb(user)
 
     async def fill(self, user: str) -> None:
         """Another upload takes all the room that there is; the next time it gives it back."""
-        self._disturb_all()
+        self._disturb(user)
         if (held := self._filled.pop(user, None)) is not None:
             await self.primary.write(user, lambda connection: storage.release(connection, held))
             return
@@ -242,23 +244,33 @@ class Stage:
 
     async def work(self, which: int) -> None:
         """All jobs of a worker come as far as they can."""
-        await self.workers[which % _WORKERS].work()
+        await self._busy_worker(which).work()
 
-    async def crash(self, which: int) -> None:
-        worker = self.workers[which % _WORKERS]
+    async def crash(self, which: int, gate: str | None) -> None:
+        """A worker ends where its jobs are, or with one of them at a gate."""
+        worker = self._busy_worker(which)
+        flows = worker.gates.of_jobs
+        for _ in range(12):
+            if gate is None or not flows or gate in {flow.name for flow in worker.gates.of_jobs}:
+                break
+            await worker.step(flows[which % len(flows)].job)
         for flow in worker.gates.of_jobs:
             self.seen[f"crash at {flow.name}"] += 1
             self._disturbed.add(flow.job)
         await worker.crash()
-        self.workers[which % _WORKERS] = self._worker()
+        self.workers[self.workers.index(worker)] = self._worker()
 
     async def stop(self, which: int) -> None:
         """A worker is asked to end, and does not get time for it."""
-        worker = self.workers[which % _WORKERS]
+        worker = self._busy_worker(which)
         self._disturbed |= {flow.job for flow in worker.gates.of_jobs}
         await worker.stop()
         self.seen["stopped"] += 1
-        self.workers[which % _WORKERS] = self._worker()
+        self.workers[self.workers.index(worker)] = self._worker()
+
+    def _busy_worker(self, which: int) -> Worker:
+        busy = [worker for worker in self.workers if worker.gates.of_jobs] or self.workers
+        return busy[which % len(busy)]
 
     async def expire(self, which: int, everything: bool) -> None:
         """Leases end; whose they were goes on without knowing."""
@@ -286,6 +298,10 @@ class Stage:
                 self.seen[f"called back: {await jobs.nudge(self.primary, 'replicate', task)}"] += 1
             assert not await jobs.nudge(self.primary, "replicate", "nobody's")
 
+    async def clear_away(self) -> None:
+        """Objects that nobody has are deleted, now and not at the end."""
+        self.seen["cleared away"] += (await delete_due(self.primary, self.objects)).gone
+
     async def refuse_store(self, which: int) -> None:
         """The object store does not take the pictures of a job."""
         job = self._pick(which)
@@ -293,25 +309,24 @@ class Stage:
             self._disturbed.add(job)
             self._shared.refused.add(job)
 
-    async def interfere(self, which: int, statement: int) -> None:
+    async def interfere(self, which: int) -> None:
         """Somebody tries by plain SQL what nobody may."""
         job = self._pick(which)
-        name, sql = list(REFUSED.items())[statement % len(REFUSED)]
         if job is None or not await self.primary.fetch("select true from jobs where id = $1", job):
             return
-        try:
-            async with self._operator.transaction():
+        for name, sql in REFUSED.items():
+            try:
                 done = await self._operator.execute(sql, job)
                 assert done.endswith(" 0"), f"{name}: {done}"
-        except (asyncpg.PostgresError, asyncpg.IntegrityConstraintViolationError) as error:
-            assert error.sqlstate == "PE003", f"{name}: {error}"
-            self.seen[f"sql refused: {name}"] += 1
+            except asyncpg.PostgresError as error:
+                assert error.sqlstate == "PE003", f"{name}: {error}"
+                self.seen[f"sql refused: {name}"] += 1
 
     def _pick(self, which: int) -> Any:
         return self.jobs[which % len(self.jobs)] if self.jobs else None
 
-    def _disturb_all(self) -> None:
-        self._disturbed |= set(self.jobs)
+    def _disturb(self, user: str) -> None:
+        self._disturbed |= {job for job, (owner, *_) in self._said.items() if owner == user}
 
     # --- what must hold -------------------------------------------------------------------------------------------
 
@@ -324,19 +339,23 @@ class Stage:
 
     async def settle(self) -> None:
         """Whatever is left comes to its end, and leaves nothing behind."""
+        for which in range(2):
+            await self.interfere(which)
         for user in list(self._filled):
             await self.fill(user)
-        for _ in range(60):
+        for turn in range(60):
             if not await self.primary.fetch("select true from queue limit 1"):
                 break
-            for which in range(_WORKERS):
+            if turn > 10:
                 await self.expire(0, True)
+            for which in range(_WORKERS):
                 await self.claim(which)
-                await self.work(which)
+                await self.workers[which].work(at_once=True)
         left = await self.primary.fetch("select j.*, q.fence from queue q join jobs j on j.id = q.job_id")
         assert not left, f"stuck: {[dict(row) for row in left]}"
         for worker in self.workers:
-            await worker.work()
+            await worker.work(at_once=True)
+        await self.interfere(0)
         await self.check()
         await self._check_tame()
         found, _ = await audit_money(self.primary, USERS)
@@ -347,7 +366,7 @@ class Stage:
         """Jobs that nobody disturbed, and that there was room for, ended as their providers let them."""
         rows = await self.primary.fetch("select id, error_code from jobs")
         errors = {row["id"]: row["error_code"] for row in rows}
-        for job, (words, n) in self._said.items():
+        for job, (_, words, n) in self._said.items():
             if job in self._disturbed or job not in errors or not _TAME.issuperset(words):
                 continue
             if errors[job] != "storage_quota_exceeded" and sum(word != "ok" for word in words) <= 3:

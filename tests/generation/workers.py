@@ -67,7 +67,7 @@ class Worker:
     def __init__(self, name: str, shared: Shared) -> None:
         self.name, self._shared, self.gates = name, shared, Gates()
         providers = {
-            provider: Scripted(provider, shared.book, self.gates, has_tasks=provider == "replicate")
+            provider: Scripted(provider, shared.book, self.gates, self._has, has_tasks=provider == "replicate")
             for provider in MODELS.values()
         }
         primary: Any = GatedPrimary(shared.primary, self.gates)
@@ -93,10 +93,10 @@ class Worker:
         """Let a job pass so many gates; answers the last gate that it came to, "end" when there was none."""
         name = "end"
         for _ in range(steps):
-            flows = [flow for flow in self.gates.of_jobs if flow.job == job]
-            if not flows:
+            flow = next((flow for flow in self.gates.of_jobs if flow.job == job), None)
+            if flow is None:
                 return "end"
-            self.gates.let_go(flows[0])
+            self.gates.let_go(flow)
             await self.gates.quiet()
             name = self.gates.log[job][-1]
         return name
@@ -111,17 +111,16 @@ class Worker:
             assert await self.step(job) != "end", f"{job} never came to {gate} for the {time}. time: {log}"
         raise AssertionError(f"{job} goes on for ever: {self.gates.log[job][-20:]}")
 
-    async def work(self) -> None:
-        """All jobs as far as they come."""
+    async def work(self, *, at_once: bool = False) -> None:
+        """All jobs as far as they come: one gate after the other, or everybody `at_once`."""
         for _ in range(_MANY):
             flows = self.gates.of_jobs
             if not flows:
                 return
-            for flow in flows:
-                if flow in self.gates.flows:
-                    self.gates.let_go(flow)
+            for flow in flows if at_once else flows[:1]:
+                self.gates.let_go(flow)
             await self.gates.quiet()
-        raise AssertionError(f"no end is in sight: {[(f.name, f.job) for f in self.gates.flows]}")
+        raise AssertionError(f"no end is in sight: {[(flow.name, flow.job) for flow in self.gates.flows]}")
 
     async def listen(self) -> None:
         """One look at what is wanted of the jobs in work."""
@@ -151,6 +150,10 @@ class Worker:
             await asyncio.sleep(0)
         await stopping
         await asyncio.wait_for(self._task, 10)
+
+    async def _has(self, job: uuid.UUID) -> bool:
+        sql = "select true from queue where job_id = $1 and worker = $2"
+        return bool(await self._shared.primary.fetch(sql, job, self.name))
 
     async def _stored(self, gates: Gates, keys: Sequence[str]) -> None:
         """Pictures of an attempt that is ours are all there: nobody may ask for them again."""
