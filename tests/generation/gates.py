@@ -29,6 +29,8 @@ JOB: ContextVar[uuid.UUID | None] = ContextVar("job", default=None)
 #: Turns of the loop in which nothing happens before everything is said to wait: no chain of callbacks is so long.
 _QUIET = 25
 _DEADLINE_S = 30.0
+#: (bytes, watermark) → what the pictures' process made of them.
+_READ: dict[tuple[bytes, str | None], Finished | Exception] = {}
 
 
 @dataclass
@@ -180,19 +182,17 @@ class GatedObjects:
 class Pictures:
     """The pictures' process; each picture is read once for all plays, as the same few are sent again and again."""
 
-    _known: dict[tuple[bytes, str | None], Finished | BaseException] = {}
-
     def __init__(self, pictures: PictureProcess, gates: Gates) -> None:
         self._pictures, self._gates = pictures, gates
 
     async def finish(self, data: bytes, *, watermark: str | None = None) -> Finished:
-        if (data, watermark) not in self._known:
+        if (data, watermark) not in _READ:
             with self._gates.busy("finish"):
                 try:
-                    self._known[data, watermark] = await self._pictures.finish(data, watermark=watermark)
+                    _READ[data, watermark] = await self._pictures.finish(data, watermark=watermark)
                 except Exception as error:
-                    self._known[data, watermark] = error
-        found = self._known[data, watermark]
-        if isinstance(found, BaseException):
+                    _READ[data, watermark] = error
+        found = _READ[data, watermark]
+        if isinstance(found, Exception):
             raise found
         return found

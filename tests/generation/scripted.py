@@ -1,10 +1,10 @@
 """A provider that does what a script says, keeps book of what it was asked, and waits at gates.
 
-    ok        draws                          fewer    draws one picture less than was asked for, if it can
-    policy    refuses the prompt             account  refuses the key
-    busy      asks for patience              away     cannot be reached
-    failed    says that it failed            broken   draws, and sends what is no picture
-    lost      takes the call, draws, and its answer never arrives
+ok        draws                          fewer    draws one picture less than was asked for, if it can
+policy    refuses the prompt             account  refuses the key
+busy      asks for patience              away     cannot be reached
+failed    says that it failed            broken   draws, and sends what is no picture
+lost      takes the call, draws, and its answer never arrives
 """
 
 from __future__ import annotations
@@ -104,9 +104,7 @@ class Book:
     def of(self, job: uuid.UUID) -> list[Asked]:
         return [asked for asked in self.asked if asked.job == job]
 
-    def note(
-        self, provider: str, job: uuid.UUID, call: int, word: Word, task: str | None, *, by_owner: bool
-    ) -> Asked:
+    def note(self, provider: str, job: uuid.UUID, call: int, word: Word, task: str | None, *, by_owner: bool) -> Asked:
         """`by_owner`: whoever asks has the job. One that was away for too long may ask for what is there by now."""
         before = [asked for asked in self.of(job) if asked.call == call]
         if by_owner and (job, call) in self.stored:

@@ -17,16 +17,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from tests.generation.interference import REFUSED
 from tests.generation.machine import USERS, Stage
 from tests.generation.scripted import Word
-from tests.generation.workers import MODELS
+from tests.generation.workers import MODELS, TASKS
 
 #: How many orders are tried. By default always the same ones; a number asks for so many new ones.
 _EXAMPLES = int(os.environ.get("PERUSE_TEST_EXAMPLES", "0"))
 
 _users = st.sampled_from(USERS)
 _which = st.integers(0, 11)
-_words = st.lists(
-    st.sampled_from(["ok", "ok", "ok", "lost", *get_args(Word)]), max_size=5
-)
+_words = st.lists(st.sampled_from(["ok", "ok", "ok", "lost", *get_args(Word)]), max_size=5)
 
 #: A method of `Stage`, and its arguments.
 Thing = tuple[str, dict[str, Any]]
@@ -37,7 +35,8 @@ def _thing(name: str, **arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[
 
 
 _CREATE = _thing(
-    "create", user=_users, model=st.sampled_from([*MODELS, "replicate/black-forest-labs/flux-schnell"]), n=st.integers(1, 4), unit=st.sampled_from([0, 15, 60]),
+    "create", user=_users, model=st.sampled_from([*MODELS, TASKS]), n=st.integers(1, 4),
+    unit=st.sampled_from([0, 15, 60]),
     words=_words, looks=st.integers(0, 2), own_key=st.sampled_from([False, False, False, True]),
 )  # fmt: skip
 _CLAIM = _thing("claim", which=_which)
@@ -125,6 +124,7 @@ class MoneyMachine(RuleBasedStateMachine):
         create[1]["user"] = thing[1].get("user", create[1]["user"])
         for one in (thing, create, *works):
             self.do(one)
+
 
 #: What has to have happened before nothing found means anything.
 _SEEN = (

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,13 +22,15 @@ from store.storage import Limits
 from tests.generation.gates import JOB, GatedObjects, GatedPrimary, Gates, Pictures
 from tests.generation.scripted import FREE, Book, Scripted
 
-__all__ = ["MODELS", "MOST", "Shared", "Worker"]
+__all__ = ["MODELS", "MOST", "TASKS", "Shared", "Worker"]
 
+#: The one whose provider takes tasks.
+TASKS: Final = "replicate/black-forest-labs/flux-schnell"
 #: Model → its provider: at once and many pictures a call, at once and one, by task, drawn by ourselves.
 MODELS: Final = {
     "openai/dall-e-2": "openai",
     DOCUMENTS_MODEL: "workers_ai",
-    "replicate/black-forest-labs/flux-schnell": "replicate",
+    TASKS: "replicate",
     "builtin": FREE,
 }
 #: Provider → most jobs at once.
@@ -160,7 +161,7 @@ class Worker:
         job = JOB.get()
         rows = await self._shared.primary.fetch(
             "select a.call from attempts a join queue q using (job_id) "
-            "where a.job_id = $1 and q.worker = $2 and a.fence <= q.fence and a.ended_at is null and a.object_keys && $3",
+            "where a.job_id = $1 and q.worker = $2 and a.ended_at is null and a.object_keys && $3",
             job, self.name, list(keys),
         )  # fmt: skip
         assert job is not None
