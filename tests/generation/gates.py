@@ -146,15 +146,16 @@ class GatedPrimary:
 class GatedObjects:
     """An object store with a gate before an upload (`put`), in the middle of it (`half`) and behind it (`put done`).
 
-    `refuses` tells whether it does not take the pictures of a job.
+    `refuses` tells whether it does not take the pictures of a job. `saw` hears of what it took, and whether that was
+    all.
     """
 
     def __init__(
         self,
         objects: LocalObjects,
         gates: Gates,
-        refuses: Callable[[uuid.UUID | None], bool] = lambda job: False,
-        saw: Callable[[Gates, Sequence[str]], Awaitable[None]] | None = None,
+        refuses: Callable[[uuid.UUID | None], bool],
+        saw: Callable[[Sequence[str], bool], Awaitable[None]],
     ) -> None:
         self._objects, self._gates, self._refuses, self._saw = objects, gates, refuses, saw
 
@@ -169,14 +170,15 @@ class GatedObjects:
         await self._gates.wait("put")
         if self._refuses(JOB.get()):
             raise ObjectError("the store is full")
-        with self._gates.busy("put"):
-            await self._objects.put_many(items[:1])
+        await self._put(items[:1], is_last=False)
         await self._gates.wait("half")
-        with self._gates.busy("put"):
-            await self._objects.put_many(items[1:])
-            if self._saw is not None:
-                await self._saw(self._gates, [key for key, _ in items])
+        await self._put(items[1:], is_last=True)
         await self._gates.wait("put done")
+
+    async def _put(self, items: Sequence[tuple[str, bytes]], *, is_last: bool) -> None:
+        with self._gates.busy("put"):
+            await self._objects.put_many(items)
+            await self._saw([key for key, _ in items], is_last)
 
 
 class Pictures:

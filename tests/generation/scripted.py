@@ -99,6 +99,8 @@ class Book:
     twice: dict[uuid.UUID, int] = field(default_factory=dict)
     #: (job, call) whose objects were all there when the one who had the job had stored them.
     stored: set[tuple[uuid.UUID, int]] = field(default_factory=set)
+    #: Objects that were stored by somebody who had lost the job meanwhile.
+    late: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
 
     def of(self, job: uuid.UUID) -> list[Asked]:

@@ -156,16 +156,21 @@ class Worker:
         sql = "select true from queue where job_id = $1 and worker = $2"
         return bool(await self._shared.primary.fetch(sql, job, self.name))
 
-    async def _stored(self, gates: Gates, keys: Sequence[str]) -> None:
-        """Pictures of an attempt that is ours are all there: nobody may ask for them again."""
+    async def _stored(self, keys: Sequence[str], is_last: bool) -> None:
+        """When all pictures of an attempt that is ours are there, nobody may ask for them again. What came when the job
+        was another's already is for the repair."""
         job = JOB.get()
-        rows = await self._shared.primary.fetch(
-            "select a.call from attempts a join queue q using (job_id) "
-            "where a.job_id = $1 and q.worker = $2 and a.ended_at is null and a.object_keys && $3",
-            job, self.name, list(keys),
-        )  # fmt: skip
         assert job is not None
-        self._shared.book.stored |= {(job, row[0]) for row in rows}
+        sql = (
+            "select a.call from attempts a join queue q using (job_id) where a.job_id = $1 and q.worker = $2 "
+            "and a.ended_at is null and exists (select from unnest(a.object_keys) o "
+            "cross join object_keys(o, regexp_replace(o, '[.][^.]*$', '.thumb.webp')) k where k = any($3))"
+        )
+        rows = await self._shared.primary.fetch(sql, job, self.name, list(keys))
+        if not rows:
+            self._shared.book.late |= set(keys)
+        elif is_last:
+            self._shared.book.stored |= {(job, row[0]) for row in rows}
 
 
 async def _fetch(url: str) -> bytes:
