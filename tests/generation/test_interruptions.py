@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from store.credits import grant
+from store.deletions import delete_due
 from store.generation.canceling import cancel
 from store.generation.creating import create
 from store.generation.models import DOCUMENTS_MODEL, Models
 from store.generation.params import JobParams
 from store.generation.planning import Draft, Plan
+from store.objects.keys import keys_of
 from store.objects.local import LocalObjects
 from store.objects.picture_process import PictureProcess
 from store.primary import Primary
@@ -32,10 +34,9 @@ class Bench:
     """One user with 100 credits, and workers as they are wanted."""
 
     def __init__(self, primary: Primary, folder: Path, pictures: PictureProcess) -> None:
-        self.primary, self.book = primary, Book()
-        objects = LocalObjects(folder)
-        self.laws = Laws(primary, objects)
-        self._shared = Shared(primary, objects, pictures, self.book, Limits(10**9, 10**9, 10**9))
+        self.primary, self.book, self.objects = primary, Book(), LocalObjects(folder)
+        self.laws = Laws(primary, self.objects)
+        self._shared = Shared(primary, self.objects, pictures, self.book, Limits(10**9, 10**9, 10**9))
         self.workers: list[Worker] = []
 
     async def job(self, model: str, *words: Word, n: int = 1, looks: int = 1) -> uuid.UUID:
@@ -149,6 +150,23 @@ async def test_comes_back_after_its_lease(bench: Bench, point: str) -> None:
     await first.work()
     late = 1 if gate == "ask" else 0  # it had begun to ask when its lease ended: nothing holds that back
     assert await bench.after(job) == ended._replace(asked=["ok"] * (asked + late))
+
+
+@pytest.mark.parametrize("gate", ["put", "half", "put done"])
+@pytest.mark.parametrize("model", [DIRECT, TASKS])
+async def test_what_came_late_is_deleted(bench: Bench, model: str, gate: str) -> None:
+    """Objects that a worker stores after its lease, when what it had named is deleted already, do not stay."""
+    job = await bench.job(model)
+    first = await bench.worker()
+    await first.come_to(job, gate)
+    await bench.expire()
+    await (await bench.worker()).work()
+    await delete_due(bench.primary, bench.objects)
+    await first.work()
+    await delete_due(bench.primary, bench.objects)
+    rows = await bench.primary.fetch("select object_key from images")
+    assert {info.key async for info in bench.objects.scan()} == {key for row in rows for key in keys_of(row[0])}
+    assert (await bench.after(job)).state == "completed"
 
 
 @pytest.mark.parametrize("model", [DIRECT, TASKS])
