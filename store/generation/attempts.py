@@ -172,9 +172,9 @@ async def forget(connection: Connection, keys: Sequence[str]) -> None:
 
 
 async def forget_unless_named(primary: Primary, id: uuid.UUID, keys: Sequence[str]) -> None:
-    """The same for objects that came when their attempt was gone, with its user. Otherwise whoever has the job now
-    finds them."""
-    if not await primary.fetch("select from attempts where id = $1", id):
+    """The same for objects that came when their attempt was gone, or had given them up: what was on the list for it may
+    be worked off already. As long as it names them, whoever has the job now finds them."""
+    if not await primary.fetch("select from attempts where id = $1 and object_keys && $2::text[]", id, keys):
         await primary.fetch(_FORGET, keys)
 
 

@@ -29,6 +29,8 @@ JOB: ContextVar[uuid.UUID | None] = ContextVar("job", default=None)
 #: Turns of the loop in which nothing happens before everything is said to wait: no chain of callbacks is so long.
 _QUIET = 25
 _DEADLINE_S = 30.0
+#: (bytes, watermark) → what the pictures' process made of them.
+_READ: dict[tuple[bytes, str | None], Finished | Exception] = {}
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Gates:
         #: What was begun behind the end of the runner: a crash leaves everything as it is.
         self.after_death: list[str] = []
         self._busy = 0
+        self._idle = asyncio.Event()
         self._moves = 0
 
     async def wait(self, name: str) -> None:
@@ -71,12 +74,15 @@ class Gates:
         if self.is_dead:
             self.after_death.append(what)
         self._busy += 1
+        self._idle.clear()
         self._moves += 1
         try:
             yield
         finally:
             self._busy -= 1
             self._moves += 1
+            if not self._busy:
+                self._idle.set()
 
     def let_go(self, flow: Flow) -> None:
         self.flows.remove(flow)
@@ -87,6 +93,8 @@ class Gates:
         deadline = asyncio.get_running_loop().time() + _DEADLINE_S
         still, moves = 0, self._moves
         while still < _QUIET:
+            if self._busy:
+                await asyncio.wait_for(self._idle.wait(), _DEADLINE_S)
             await asyncio.sleep(0)
             still = still + 1 if moves == self._moves and not self._busy else 0
             moves = self._moves
@@ -97,7 +105,8 @@ class Gates:
 
     @property
     def of_jobs(self) -> list[Flow]:
-        return [flow for flow in self.flows if flow.job is not None]
+        """In the order of the jobs, and of each job in that in which they came: it is the same in every run."""
+        return sorted((flow for flow in self.flows if flow.job is not None), key=lambda flow: str(flow.job))
 
 
 class GatedPrimary:
@@ -137,15 +146,16 @@ class GatedPrimary:
 class GatedObjects:
     """An object store with a gate before an upload (`put`), in the middle of it (`half`) and behind it (`put done`).
 
-    `refuses` tells whether it does not take the pictures of a job.
+    `refuses` tells whether it does not take the pictures of a job. `saw` hears of what it took, and whether that was
+    all.
     """
 
     def __init__(
         self,
         objects: LocalObjects,
         gates: Gates,
-        refuses: Callable[[uuid.UUID | None], bool] = lambda job: False,
-        saw: Callable[[Gates, Sequence[str]], Awaitable[None]] | None = None,
+        refuses: Callable[[uuid.UUID | None], bool],
+        saw: Callable[[Sequence[str], bool], Awaitable[None]],
     ) -> None:
         self._objects, self._gates, self._refuses, self._saw = objects, gates, refuses, saw
 
@@ -160,32 +170,31 @@ class GatedObjects:
         await self._gates.wait("put")
         if self._refuses(JOB.get()):
             raise ObjectError("the store is full")
-        with self._gates.busy("put"):
-            await self._objects.put_many(items[:1])
+        await self._put(items[:1], is_last=False)
         await self._gates.wait("half")
-        with self._gates.busy("put"):
-            await self._objects.put_many(items[1:])
-            if self._saw is not None:
-                await self._saw(self._gates, [key for key, _ in items])
+        await self._put(items[1:], is_last=True)
         await self._gates.wait("put done")
+
+    async def _put(self, items: Sequence[tuple[str, bytes]], *, is_last: bool) -> None:
+        with self._gates.busy("put"):
+            await self._objects.put_many(items)
+            await self._saw([key for key, _ in items], is_last)
 
 
 class Pictures:
     """The pictures' process; each picture is read once for all plays, as the same few are sent again and again."""
 
-    _known: dict[tuple[bytes, str | None], Finished | BaseException] = {}
-
     def __init__(self, pictures: PictureProcess, gates: Gates) -> None:
         self._pictures, self._gates = pictures, gates
 
     async def finish(self, data: bytes, *, watermark: str | None = None) -> Finished:
-        if (data, watermark) not in self._known:
+        if (data, watermark) not in _READ:
             with self._gates.busy("finish"):
                 try:
-                    self._known[data, watermark] = await self._pictures.finish(data, watermark=watermark)
+                    _READ[data, watermark] = await self._pictures.finish(data, watermark=watermark)
                 except Exception as error:
-                    self._known[data, watermark] = error
-        found = self._known[data, watermark]
-        if isinstance(found, BaseException):
+                    _READ[data, watermark] = error
+        found = _READ[data, watermark]
+        if isinstance(found, Exception):
             raise found
         return found

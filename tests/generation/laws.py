@@ -74,7 +74,8 @@ LAWS: Final = {
         select a.owner_id, a.storage_reserved_bytes from accounts a where a.storage_reserved_bytes <> (
           select coalesce(sum(size_bytes), 0) from storage_reservations r where r.owner_id = a.owner_id)""",
     "room is kept only for pictures that an attempt of an unfinished job has named": f"""
-        select r.id, r.owner_id, r.size_bytes from storage_reservations r where r.id <> all($1::uuid[]) and r.id not in (
+        select r.id, r.owner_id, r.size_bytes from storage_reservations r
+        where r.id <> all($1::uuid[]) and r.id not in (
           select (p ->> 'reservation_id')::uuid
           from attempts a join jobs j on j.id = a.job_id, jsonb_array_elements(a.pictures) p
           where j.state not in {_FINAL} and a.state in ('started', 'submitted', 'done'))""",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -99,14 +99,17 @@ class Book:
     twice: dict[uuid.UUID, int] = field(default_factory=dict)
     #: (job, call) whose objects were all there when the one who had the job had stored them.
     stored: set[tuple[uuid.UUID, int]] = field(default_factory=set)
+    #: Objects that were stored by somebody who had lost the job meanwhile.
+    late: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
 
     def of(self, job: uuid.UUID) -> list[Asked]:
         return [asked for asked in self.asked if asked.job == job]
 
-    def note(self, provider: str, job: uuid.UUID, call: int, word: Word, task: str | None) -> Asked:
+    def note(self, provider: str, job: uuid.UUID, call: int, word: Word, task: str | None, *, by_owner: bool) -> Asked:
+        """`by_owner`: whoever asks has the job. One that was away for too long may ask for what is there by now."""
         before = [asked for asked in self.of(job) if asked.call == call]
-        if (job, call) in self.stored:
+        if by_owner and (job, call) in self.stored:
             self.wrong.append(f"job {job} asks for call {call} again, whose pictures are stored")
         if before and provider != FREE:
             self.twice[job] = self.twice.get(job, 0) + sum(not asked.is_for_nothing for asked in before[-1:])
@@ -128,10 +131,11 @@ class Scripted:
         name: str,
         book: Book,
         gates: Gates,
+        has: Callable[[uuid.UUID], Awaitable[bool]],
         *,
         has_tasks: bool,
     ) -> None:
-        self.name, self._book, self._gates = name, book, gates
+        self.name, self._book, self._gates, self._has = name, book, gates, has
         self.capabilities = Capabilities(has_tasks=has_tasks, cancels=has_tasks, calls_back=has_tasks)
         self.has_key = True
 
@@ -139,12 +143,14 @@ class Scripted:
         await self._gates.wait("ask")
         job = JOB.get()
         assert job is not None
+        with self._gates.busy("who asks"):
+            by_owner = await self._has(job)
         play = self._book.plays[job]
         word = play.words.pop(0) if play.words else "ok"
         call = 0 if request.seed is None else request.seed - SEED  # of a model with seeds, they count up
         has_task = self.capabilities.has_tasks and word not in ("busy", "away", "account")
         task = f"task-{len(self._book.asked)}" if has_task else None
-        asked = self._book.note(self.name, job, call, word, task)
+        asked = self._book.note(self.name, job, call, word, task, by_owner=by_owner)
         await self._gates.wait("told")
         if word == "lost":
             raise TimedOut("nothing came")

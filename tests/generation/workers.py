@@ -22,13 +22,15 @@ from store.storage import Limits
 from tests.generation.gates import JOB, GatedObjects, GatedPrimary, Gates, Pictures
 from tests.generation.scripted import FREE, Book, Scripted
 
-__all__ = ["MODELS", "MOST", "Shared", "Worker"]
+__all__ = ["MODELS", "MOST", "TASKS", "Shared", "Worker"]
 
+#: The one whose provider takes tasks.
+TASKS: Final = "replicate/black-forest-labs/flux-schnell"
 #: Model → its provider: at once and many pictures a call, at once and one, by task, drawn by ourselves.
 MODELS: Final = {
     "openai/dall-e-2": "openai",
     DOCUMENTS_MODEL: "workers_ai",
-    "replicate/black-forest-labs/flux-schnell": "replicate",
+    TASKS: "replicate",
     "builtin": FREE,
 }
 #: Provider → most jobs at once.
@@ -66,7 +68,7 @@ class Worker:
     def __init__(self, name: str, shared: Shared) -> None:
         self.name, self._shared, self.gates = name, shared, Gates()
         providers = {
-            provider: Scripted(provider, shared.book, self.gates, has_tasks=provider == "replicate")
+            provider: Scripted(provider, shared.book, self.gates, self._has, has_tasks=provider == "replicate")
             for provider in MODELS.values()
         }
         primary: Any = GatedPrimary(shared.primary, self.gates)
@@ -92,10 +94,10 @@ class Worker:
         """Let a job pass so many gates; answers the last gate that it came to, "end" when there was none."""
         name = "end"
         for _ in range(steps):
-            flows = [flow for flow in self.gates.of_jobs if flow.job == job]
-            if not flows:
+            flow = next((flow for flow in self.gates.of_jobs if flow.job == job), None)
+            if flow is None:
                 return "end"
-            self.gates.let_go(flows[0])
+            self.gates.let_go(flow)
             await self.gates.quiet()
             name = self.gates.log[job][-1]
         return name
@@ -110,17 +112,16 @@ class Worker:
             assert await self.step(job) != "end", f"{job} never came to {gate} for the {time}. time: {log}"
         raise AssertionError(f"{job} goes on for ever: {self.gates.log[job][-20:]}")
 
-    async def work(self) -> None:
-        """All jobs as far as they come."""
+    async def work(self, *, at_once: bool = False) -> None:
+        """All jobs as far as they come: one gate after the other, or everybody `at_once`."""
         for _ in range(_MANY):
             flows = self.gates.of_jobs
             if not flows:
                 return
-            for flow in flows:
-                if flow in self.gates.flows:
-                    self.gates.let_go(flow)
+            for flow in flows if at_once else flows[:1]:
+                self.gates.let_go(flow)
             await self.gates.quiet()
-        raise AssertionError(f"no end is in sight: {[(f.name, f.job) for f in self.gates.flows]}")
+        raise AssertionError(f"no end is in sight: {[(flow.name, flow.job) for flow in self.gates.flows]}")
 
     async def listen(self) -> None:
         """One look at what is wanted of the jobs in work."""
@@ -151,16 +152,25 @@ class Worker:
         await stopping
         await asyncio.wait_for(self._task, 10)
 
-    async def _stored(self, gates: Gates, keys: Sequence[str]) -> None:
-        """Pictures of an attempt that is ours are all there: nobody may ask for them again."""
+    async def _has(self, job: uuid.UUID) -> bool:
+        sql = "select true from queue where job_id = $1 and worker = $2"
+        return bool(await self._shared.primary.fetch(sql, job, self.name))
+
+    async def _stored(self, keys: Sequence[str], is_last: bool) -> None:
+        """When all pictures of an attempt that is ours are there, nobody may ask for them again. What came when the job
+        was another's already is for the repair."""
         job = JOB.get()
-        rows = await self._shared.primary.fetch(
-            "select a.call from attempts a join queue q using (job_id) "
-            "where a.job_id = $1 and q.worker = $2 and a.fence <= q.fence and a.ended_at is null and a.object_keys && $3",
-            job, self.name, list(keys),
-        )  # fmt: skip
         assert job is not None
-        self._shared.book.stored |= {(job, row[0]) for row in rows}
+        sql = (
+            "select a.call from attempts a join queue q using (job_id) where a.job_id = $1 and q.worker = $2 "
+            "and a.ended_at is null and exists (select from unnest(a.object_keys) o "
+            "cross join object_keys(o, regexp_replace(o, '[.][^.]*$', '.thumb.webp')) k where k = any($3))"
+        )
+        rows = await self._shared.primary.fetch(sql, job, self.name, list(keys))
+        if not rows:
+            self._shared.book.late |= set(keys)
+        elif is_last:
+            self._shared.book.stored |= {(job, row[0]) for row in rows}
 
 
 async def _fetch(url: str) -> bytes:
