@@ -8,20 +8,23 @@ replicas      the replicas of a host, as its callers see them         activation
 replica       one user's SQLite file; schema: its tables; queries: its answers; folder: the files
 sync          pulls and sweeps; active: an open replica; seed: a replica from nothing; watches: who hears of it
 audit         a replica against the primary                           health      the pulse of a host's own sync
+worker        a worker's life; worker_stats: what it says of itself
 """
 
 from actors.client import Question, ReplicaClient
 from actors.errors import Behind, CallError, Overloaded, ReplicaError, Retryable, Seeding
-from actors.messages import AuditReport, Outcome, PageHead, ReplicaInfo
+from actors.messages import AuditReport, Outcome, PageHead, ReplicaInfo, Terms
 from actors.metrics import BUCKETS_S, HostStats
 from actors.pages import Page
 from actors.schema import user_version
 from actors.seed import seed as seed_file
+from actors.worker_stats import WorkerStats, read_worker_stats
 
 __all__ = [
     # what the gateway asks with
     "ReplicaClient",
     "Question",
+    "Terms",
     "seed_file",
     "Outcome",
     "Page",
@@ -32,6 +35,9 @@ __all__ = [
     # what a host says of itself
     "BUCKETS_S",
     "HostStats",
+    # and a worker
+    "WorkerStats",
+    "read_worker_stats",
     # what can be in the way
     "Behind",
     "CallError",

@@ -17,7 +17,8 @@ from actors.budget import Budget, Reopenings
 from actors.errors import CallError, Overloaded, ReplicaBroken, Retryable, Seeding
 from actors.folder import ReplicaFolder
 from actors.metrics import HostMetrics
-from actors.replica import Replica, delete_files
+from actors.replica import Replica
+from actors.replica_file import delete_files
 from actors.schema import user_version
 from actors.seed import seed
 from actors.seeding import SeedQueue
@@ -31,7 +32,7 @@ __all__ = ["Activation", "Limits"]
 
 log = structlog.get_logger()
 
-#: Replicas closed to make room for one: each takes the loop for about 70 µs.
+#: Connections given back and replicas closed to make room for one: each takes the loop for about 70 µs.
 _MAX_CLOSED = 50
 
 
@@ -145,8 +146,11 @@ class Activation:
         for active in idle[:at_most]:
             self.close(active, "idle")
         closed = len(idle[:at_most])
-        while closed < at_most and self.budget.is_over() and self._close_one():
-            closed += 1
+        for _ in range(at_most - closed):
+            if not self.budget.is_over():
+                break
+            if not self.budget.ease():
+                closed += self._close_one()
         return closed
 
     async def close_all(self) -> None:
@@ -241,9 +245,9 @@ class Activation:
 
     def _open(self, user: str, path: Path) -> Active:
         for _ in range(_MAX_CLOSED):  # the sweep goes on with the rest
-            if not (self.budget.is_full() and self._close_one()):
+            if not (self.budget.is_full() and (self.budget.ease() or self._close_one())):
                 break
-        replica = Replica.open(path, user, self._version, self.budget.keep)
+        replica = Replica.open(path, user, self._version, self.budget)
         now = self._clock.monotonic()
         closed_for_s = max(0.0, self._clock.wall() - replica.synced_at)
         active = Active(replica, verified_at=now - closed_for_s, used_at=now)

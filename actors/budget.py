@@ -1,7 +1,10 @@
 """What a host may spend on open replicas, and which of them has to go.
 
 SQLite itself says how many bytes its connections use, all of them together; pages kept beside them are counted where
-they are kept. Who goes is decided by SIEVE: a hand moves from the oldest to the newest entry, passes those that were
+they are kept. When there is no room, connections are given back first, the one used longest ago before the others, down
+to a share of the bytes: a page is much smaller than the connection that it came from. Then pages are packed, in the
+same order: those that gateways serve by themselves (see slots) first. Then replicas go. Which is
+decided by SIEVE: a hand moves from the oldest to the newest entry, passes those that were
 read since it last came by, and takes the first that was not. Nothing is reordered on a read, and a crowd of users who
 come once does not push out those who come often.
 
@@ -16,11 +19,15 @@ from collections.abc import Callable
 from typing import Final
 
 from actors.active import Active
+from actors.replica import Replica
 
 __all__ = ["Budget", "Reopenings", "sqlite_bytes"]
 
-#: Python's part of an open replica: its objects and the connection's, measured with tracemalloc.
-ACTIVE_BYTES: Final = 6 * 1024
+#: Python's part of an open replica and of its connection, measured with tracemalloc.
+ACTIVE_BYTES: Final = 3 * 1024
+CONNECTION_BYTES: Final = 3 * 1024
+#: Of a budget that is full, connections keep so much.
+_CONNECTIONS_SHARE: Final = 0.25
 _WINDOW_S: Final = 5
 #: Users whose replicas were closed for want of room, to know them when they come back.
 _MAX_REMEMBERED: Final = 100_000
@@ -47,6 +54,9 @@ class Budget:
         self._max_open = max_open
         self._count = 0
         self._kept_bytes = 0
+        #: Those that have a connection, and those with pages that are not packed: who used them longest ago first.
+        self._connected: dict[Replica, None] = {}
+        self._unpacked: dict[Replica, None] = {}
         self._oldest: Active | None = None
         self._newest: Active | None = None
         self._hand: Active | None = None
@@ -60,6 +70,7 @@ class Budget:
             active.older.newer = active
 
     def remove(self, active: Active) -> None:
+        self._unpacked.pop(active.replica, None)
         self._count -= 1
         if self._hand is active:
             self._hand = active.newer
@@ -76,15 +87,46 @@ class Budget:
     @property
     def used_bytes(self) -> int:
         """Bytes of all open replicas: SQLite's, the pages kept, and Python's own."""
-        return sqlite_bytes() + self._kept_bytes + self._count * ACTIVE_BYTES
+        python_bytes = self._count * ACTIVE_BYTES + len(self._connected) * CONNECTION_BYTES
+        return sqlite_bytes() + self._kept_bytes + python_bytes
 
     @property
     def kept_bytes(self) -> int:
         return self._kept_bytes
 
-    def keep(self, size: int) -> None:
-        """Pages were kept (negative: let go)."""
+    def keep(self, replica: Replica, size: int) -> None:
+        """`replica` keeps so many bytes of pages more (negative: less; 0: one of them was read)."""
         self._kept_bytes += size
+        if size > 0 or replica in self._unpacked:
+            self._unpacked.pop(replica, None)
+            self._unpacked[replica] = None
+
+    def connected(self, replica: Replica) -> None:
+        """`replica` uses its connection. When that is a new one, others give way as need be."""
+        is_new = replica not in self._connected
+        self._connected.pop(replica, None)
+        self._connected[replica] = None
+        while is_new and len(self._connected) > 1 and self.ease():
+            pass
+
+    def disconnected(self, replica: Replica) -> None:
+        """`replica` has given its connection back."""
+        del self._connected[replica]
+
+    def ease(self) -> bool:
+        """Give back the connection that was used longest ago, or pack pages, if bytes are what is wanting; False when
+        there is nothing more to be had in this way."""
+        if self.used_bytes < self.max_bytes:
+            return False
+        if self._connected and sqlite_bytes() > self.max_bytes * _CONNECTIONS_SHARE:
+            next(iter(self._connected)).rest()
+            return True
+        if self._unpacked:
+            replica = next(iter(self._unpacked))
+            replica.pack()
+            del self._unpacked[replica]
+            return True
+        return False
 
     def is_full(self) -> bool:
         """Whether one more replica would be too many, or too much."""

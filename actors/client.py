@@ -20,6 +20,7 @@ from actors.messages import (
     ReadRequest,
     ReplicaInfo,
     SyncReply,
+    Terms,
     TouchRequest,
     Type,
 )
@@ -36,6 +37,7 @@ log = structlog.get_logger()
 
 #: How often hosts hear who was served without them.
 _TOUCH_S: Final = 1.0
+_ANY: Final = Terms()
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
@@ -94,18 +96,9 @@ class ReplicaClient:
         return self.pages.glance(user, encoded, floor, max_age_s)
 
     async def read(
-        self,
-        user: str,
-        encoded: bytes,
-        floor: Bookmark | None,
-        *,
-        timeout_s: float,
-        max_wait_ms: int = 250,
-        max_age_s: int = -1,
-        validate: bool = False,
-        stale_ok: bool = False,
+        self, user: str, encoded: bytes, floor: Bookmark | None, terms: Terms = _ANY, *, timeout_s: float
     ) -> tuple[PageHead, Page | None]:
-        """The page of `user`'s replica, None when there is no such row; `ReadRequest` says what the options mean.
+        """The page of `user`'s replica on these terms; None when there is no such row.
 
         Raises:
             CallError: Retryable, Overloaded, Seeding or Behind; the primary may answer instead.
@@ -113,22 +106,12 @@ class ReplicaClient:
         host = self.membership.host_of(user)
         if host.wire is None:
             await self.membership.wire_of(host)
-        question = self.ask(user, encoded, floor, timeout_s, max_wait_ms, max_age_s, validate, stale_ok)
+        question = self.ask(user, encoded, floor, terms, timeout_s)
         if question is None:
             raise Retryable(f"the connection to host {host.row.id} is lost")
         return self.take(question, await question.reply)
 
-    def ask(
-        self,
-        user: str,
-        encoded: bytes,
-        floor: Bookmark | None,
-        timeout_s: float,
-        max_wait_ms: int = 250,
-        max_age_s: int = -1,
-        validate: bool = False,
-        stale_ok: bool = False,
-    ) -> Question | None:
+    def ask(self, user: str, encoded: bytes, floor: Bookmark | None, terms: Terms, timeout_s: float) -> Question | None:
         """`read` in two parts, for who cannot wait; None when there is no connection to the host yet.
 
         Raises:
@@ -142,8 +125,9 @@ class ReplicaClient:
         kept = self.pages.get(user, encoded)
         have = 0 if kept is None else kept.stamp
         request = ReadRequest(
-            user, encoded, int(timeout_s * 1000), epoch, version, have, max_wait_ms, max_age_s, validate, stale_ok
-        )
+            user, encoded, int(timeout_s * 1000), epoch, version, have,
+            terms.max_wait_ms, terms.max_age_s, terms.validate, terms.stale_ok,
+        )  # fmt: skip
         return Question(wire.request(Type.READ, _encode(request), timeout_s), user, encoded, kept, host, wire)
 
     def take(self, question: Question, reply: PageReply) -> tuple[PageHead, Page | None]:

@@ -6,16 +6,22 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import structlog
 
-from actors.replica import delete_files
+from actors.replica_file import delete_files
 
 __all__ = ["ReplicaFolder"]
 
 log = structlog.get_logger()
+
+#: Longer than anybody tidies a folder that nobody has.
+_TIDYING_S: Final = 2.0
 
 
 class ReplicaFolder:
@@ -36,9 +42,7 @@ class ReplicaFolder:
             path = replicas / candidate
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = (path / "lock").open("a+")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not _is_claimed(lock):
                 lock.close()
                 log.warning("folder.taken", folder=str(path))
                 continue
@@ -75,6 +79,19 @@ class ReplicaFolder:
         for path in self._numbered(user).values():
             if path != keep:
                 delete_files(path)
+
+    def delete_in_abandoned(self, users: Iterable[str]) -> int:
+        """Delete the files of `users` in the folders beside this one that nobody holds: their hosts are gone, perhaps
+        for good. Answers how many files went. Takes as long as it takes: for a thread."""
+        stems, removed = [self._stem(user).relative_to(self.path) for user in users], 0
+        for path in self.path.parent.iterdir() if stems else ():
+            with _tidying(path) as is_free:
+                for stem in stems if is_free else ():
+                    # Everything of theirs, also what a seed left behind.
+                    for file in (path / stem.parent).glob(f"{stem.name}.*"):
+                        file.unlink(missing_ok=True)
+                        removed += 1
+        return removed
 
     def _stem(self, user: str) -> Path:
         digest = hashlib.sha256(user.encode()).hexdigest()
@@ -119,11 +136,40 @@ def _remove_abandoned(replicas: Path, name: str, *, keep: Path) -> None:
         if path == keep or not (path / "lock").exists():
             continue
         with (path / "lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue
-            shutil.rmtree(path, ignore_errors=True)
+            if _is_locked(lock, fcntl.LOCK_EX):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_claimed(lock: IO[str]) -> bool:
+    """Take the lock of a folder for life; False when another host has it. Whoever tidies a folder that nobody has
+    shares its lock, and is done in a moment: to take them for a host would cost a seed of every user."""
+    until = time.monotonic() + _TIDYING_S
+    while not _is_locked(lock, fcntl.LOCK_EX):
+        if not _is_locked(lock, fcntl.LOCK_SH) or time.monotonic() > until:
+            return False
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        time.sleep(0.005)
+    return True
+
+
+@contextmanager
+def _tidying(path: Path) -> Iterator[bool]:
+    """Whether a folder is one that nobody has; no host starts on it meanwhile."""
+    try:
+        lock = (path / "lock").open("r")
+    except OSError:  # no folder of a host, or gone by now
+        yield False
+        return
+    with lock:
+        yield _is_locked(lock, fcntl.LOCK_SH)
+
+
+def _is_locked(lock: IO[str], how: int) -> bool:
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _boot_id() -> str:

@@ -99,11 +99,10 @@ def _floor(request: ReadRequest) -> Bookmark | None:
 
 
 def _page(answer: Answer, have: int) -> tuple[PageHead, bytes]:
-    (epoch, version, _), age_s, (body, query_hash, stamp), outcome, slot, slot_stamp = answer
-    if body is None:
-        state, body = PageState.MISSING, b""
-    elif stamp == have:
-        state, body = PageState.UNCHANGED, b""
+    (epoch, version, _), age_s, page, outcome, slot, slot_stamp = answer
+    if page.stamp == have:  # first: bytes that are not sent do not have to be unpacked
+        state, body = PageState.UNCHANGED, None
     else:
-        state = PageState.BYTES
-    return PageHead(epoch, version, age_s, query_hash, stamp, state, outcome, slot, slot_stamp), body
+        body = page.body
+        state = PageState.MISSING if body is None else PageState.BYTES
+    return PageHead(epoch, version, age_s, page.query_hash, page.stamp, state, outcome, slot, slot_stamp), body or b""

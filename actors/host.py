@@ -22,7 +22,7 @@ from actors.folder import ReplicaFolder
 from actors.handler import HostHandler
 from actors.health import Pulse, reserved_user
 from actors.janitor import Janitor
-from actors.metrics import HostMetrics, HostStats
+from actors.metrics import HostMetrics, HostStats, resident_bytes
 from actors.placement import first
 from actors.replicas import Replicas
 from actors.slots import Slots
@@ -259,7 +259,7 @@ class ReplicaHost:
             open_bytes=self._replicas.life.budget.used_bytes,
             kept_bytes=self._replicas.life.budget.kept_bytes,
             disk_bytes=self._janitor.bytes,
-            resident_bytes=_resident_bytes(),
+            resident_bytes=resident_bytes(),
             in_flight=sum(connection.in_flight for connection in self._connections),
             lag_s=self._replicas.lag_s,
             is_stuck=self._pulse.is_stuck,
@@ -333,10 +333,3 @@ def _raise_file_limit() -> int:
         hard = 1_048_576
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return max(1, (hard - _OTHER_HANDLES) // 2)
-
-
-def _resident_bytes() -> int:
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,5 +1,5 @@
 """Keeps a host's folder within its bytes: files of replicas that nobody used for long go, the oldest first. Files of
-users who were erased go at once.
+users who were erased go at once, also from the folders of hosts that are gone.
 
 A file's time is that of its last close. Losing one costs a seed, so nothing is asked and nothing is moved.
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import structlog
 
 from actors.folder import ReplicaFolder
-from actors.replica import delete_files, file_bytes
+from actors.replica_file import delete_files, file_bytes
 from store.clock import Clock
 from store.erasure import finished_since
 from store.primary import Primary
@@ -72,7 +72,7 @@ class Janitor:
     async def forget_erased(self, primary: Primary, forget: Callable[[str], bool]) -> int:
         """Delete the files of users who were erased since the last look, and once more those of the minute before it:
         a seed that was under way, or a read in the last second of a token, may have made one since. Answers how many
-        users had some.
+        users had some here, and how many files there were in folders that no host has any more.
 
         `forget` closes a user's replica and deletes its files; it answers whether there were any. Files older than what
         is looked back for at the start are deleted for their age.
@@ -81,11 +81,14 @@ class Janitor:
             PrimaryUnavailable: nothing was looked at.
         """
         removed = 0
-        for number, mark in enumerate(await finished_since(primary, self._erased_since, within_s=self._max_age_s)):
+        marks = await finished_since(primary, self._erased_since, within_s=self._max_age_s)
+        for number, mark in enumerate(marks):
             removed += forget(mark.user)
-            self._erased_since = mark.at
             if number % _BATCH == _BATCH - 1:
                 await asyncio.sleep(0)
+        removed += await asyncio.to_thread(self._folder.delete_in_abandoned, [mark.user for mark in marks])
+        if marks:
+            self._erased_since = marks[-1].at
         if removed:
             log.info("folder.erased", removed=removed)
         return removed

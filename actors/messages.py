@@ -23,6 +23,7 @@ __all__ = [
     "ReadRequest",
     "ReplicaInfo",
     "SyncReply",
+    "Terms",
     "TouchRequest",
     "Type",
     "WireError",
@@ -50,6 +51,15 @@ class Type(IntEnum):
     ERROR = 66
     HELLO = 67
     EVENT = 68
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """How fresh the answer to a read must be, besides its floor, and what may be done for it; see `ReadRequest`."""
+
+    max_wait_ms: int = 250
+    max_age_s: int = -1
+    validate: bool = False
+    stale_ok: bool = False
 
 
 class ReadRequest(msgspec.Struct, array_like=True, frozen=True):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 from bisect import bisect_left
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
-__all__ = ["BUCKETS_S", "HostMetrics", "HostStats"]
+__all__ = ["BUCKETS_S", "HostMetrics", "HostStats", "resident_bytes"]
 
 #: Upper bounds of the commit → applied histogram, in seconds.
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -77,3 +79,11 @@ class HostStats(msgspec.Struct):
     in_flight: int
     lag_s: float
     is_stuck: bool
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

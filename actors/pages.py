@@ -27,7 +27,7 @@ class Page:
     `heads` is for the gateway to keep what it made of it.
     """
 
-    __slots__ = ("at", "body", "heads", "query_hash", "slot", "slot_stamp", "stamp", "words")
+    __slots__ = ("at", "body", "heads", "is_read", "query_hash", "slot", "slot_stamp", "stamp", "words")
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -37,11 +37,13 @@ class Page:
         self.heads: tuple[str, str] | None = None
         self.words: memoryview | None = None
         self.slot = self.slot_stamp = 0
+        self.is_read = False
 
 
 class Pages:
     """Kept pages by user and query, at most `max_bytes` of them, all told: whoever asks for many small ones gets no
-    more room than who asks for few large ones. The first kept go first."""
+    more room than who asks for few large ones. The first kept go first, but one that was served since it was kept stays
+    for another round: a crowd that comes once does not push out those who come often."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -71,24 +73,36 @@ class Pages:
         if 0 <= max_age_s < age_s:
             return None
         self.touched.add(user)
+        page.is_read = True
         return page, age_s
 
     def keep(self, user: str, encoded: bytes, page: Page | None, body: bytes, head: PageHead) -> Page:
         """Keep a page that came over the wire, or what is new about `page`, whose body is still the same."""
-        if page is None:
+        if page is not None:
+            page.is_read = True
+        else:
             page = Page(body)
             key = (user, encoded)
             self._drop(key)
             self._pages[key] = page
             self.bytes += _size(key, page)
             while self.bytes > self._max_bytes:
-                self._drop(next(iter(self._pages)))
+                self._drop_one()
         at = Bookmark(head.epoch, head.version)
         if at != page.at or head.query_hash != page.query_hash:
             page.at, page.query_hash, page.heads = at, head.query_hash, None
         page.stamp = head.stamp
         page.words = None
         return page
+
+    def _drop_one(self) -> None:
+        key = next(iter(self._pages))
+        page = self._pages[key]
+        if page.is_read:
+            page.is_read = False
+            self._pages[key] = self._pages.pop(key)
+        else:
+            self._drop(key)
 
     def _drop(self, key: tuple[str, bytes]) -> None:
         page = self._pages.pop(key, None)

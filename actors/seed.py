@@ -10,6 +10,7 @@ Postgres takes the lock back from whoever dies.
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -60,6 +61,7 @@ async def seed(
             seeded = await _copy_in_turn(connection, replica, user, documents, at_once)
             await _finish(replica, user, seeded.cursor, synced_at)
             seeded = await _catch_up(connection, replica, user, seeded, documents)
+        os.utime(staging, (synced_at, synced_at))
         staging.rename(path)
     finally:
         staging.unlink(missing_ok=True)

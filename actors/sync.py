@@ -6,7 +6,8 @@ Pokes only say when to pull. All may be lost or doubled: the versions alone deci
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import structlog
 
@@ -15,7 +16,7 @@ from actors.errors import DiskFull, ReplicaBroken
 from actors.metrics import HostMetrics
 from actors.replica import Applied
 from actors.slots import Slots
-from store.changes import START, Change, Delta, Reset, changes_since, heads_of
+from store.changes import START, Change, Cursor, Delta, Reset, changes_since, heads_of
 from store.clock import Clock
 from store.documents import Documents
 from store.epoch import Bookmark
@@ -25,6 +26,9 @@ from store.primary import Primary
 __all__ = ["Sync"]
 
 log = structlog.get_logger()
+
+#: Users of one statement of a sweep: the loop takes 2 ms for the answer, and everybody waits.
+_BATCH: Final = 500
 
 
 class Sync:
@@ -56,6 +60,10 @@ class Sync:
         self._on_broken = on_broken
         self._on_applied = on_applied
         self._turns = asyncio.Semaphore(concurrency)
+        #: Whom the next look is for, and that look until it is sent; one at a time is under way.
+        self._unseen: set[Active] = set()
+        self._looking: asyncio.Task[set[Active]] | None = None
+        self._one_look = asyncio.Lock()
 
     async def pull(self, active: Active) -> int:
         """Bring a replica to head; answers how many rows changed.
@@ -152,8 +160,56 @@ class Sync:
         row = None if change.source is None else self._documents.row(change.kind, change.source)
         return Applied(change.kind, change.row_id, row)
 
+    async def verify(self, active: Active) -> None:
+        """Bring a replica to head that most likely is there, as one that was closed for a while: all who come in one
+        turn, or while a look is under way, are looked at in one statement. Only those that it finds behind pull.
+
+        Callers share a look until it is sent, as they share a pull.
+
+        Raises:
+            PrimaryUnavailable: the replica is as it was.
+        """
+        self._unseen.add(active)
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+            self._looking.add_done_callback(_forget_error)
+        if active not in await asyncio.shield(self._looking):
+            await self.pull(active)
+
+    async def _look(self) -> set[Active]:
+        """Compare those that were not seen yet with their heads; answers who is there."""
+        me = asyncio.current_task()
+        try:
+            async with self._one_look, self._primary.connection() as connection:
+                self._looking = None  # from here on it is sent: later callers need another
+                actives, self._unseen = self._unseen, set()
+                sent_at, sent_wall = self._clock.monotonic(), self._clock.wall()
+                epoch, heads = await heads_of(connection, [active.replica.user for active in actives])
+        except PrimaryUnavailable:
+            self._metrics.pull_failures += 1
+            raise
+        finally:
+            if self._looking is me:
+                self._unseen, self._looking = set(), None
+        nothing = START._replace(epoch=epoch)
+        return {
+            active
+            for active in actives
+            if self._is_at(active, heads.get(active.replica.user, nothing), sent_at, sent_wall)
+        }
+
+    def _is_at(self, active: Active, head: Cursor, sent_at: float, sent_wall: float) -> bool:
+        """Whether a replica is at the head that was asked for at `sent_at`; if so, that is what it is known for."""
+        if active.is_closed or active.replica.cursor != head:
+            return False
+        active.verified_at = max(active.verified_at, sent_at)
+        active.replica.synced_at = sent_wall
+        active.must_pull = False
+        self._slots.verify(active)
+        return True
+
     async def sweep(self, actives: dict[str, Active], asleep: list[str]) -> dict[str, Bookmark]:
-        """Compare all active replicas with their heads in one query; pull those that differ.
+        """Compare all active replicas with their heads, some hundred in one query; pull those that differ.
 
         Answers the heads of `asleep`, whose replicas are not open.
 
@@ -161,35 +217,45 @@ class Sync:
             PrimaryUnavailable: nothing is known; ages go on growing.
         """
         users = list(actives)
-        sent_at, sent_wall = self._clock.monotonic(), self._clock.wall()
-        async with self._primary.connection() as connection:
-            epoch, heads = await heads_of(connection, users + asleep)
-        self._metrics.sweeps += 1
-        self._metrics.sweep_seconds += self._clock.monotonic() - sent_at
-        nothing = START._replace(epoch=epoch)
+        sent_at = self._clock.monotonic()
         lagging = 0
-        for user in users:
-            active = actives.get(user)
-            if active is None:
-                continue
-            if active.replica.cursor == heads.get(user, nothing):
-                active.verified_at = max(active.verified_at, sent_at)
-                active.replica.synced_at = sent_wall
-                active.must_pull = False
-                self._slots.verify(active)
-            else:
-                lagging += 1
-                self._slots.clear(active)
-                self.pull_soon(active)
+        for batch in _batches(users):
+            asked_at, asked_wall = self._clock.monotonic(), self._clock.wall()
+            epoch, heads = await self._heads(batch)
+            nothing = START._replace(epoch=epoch)
+            for user in batch:
+                active = actives.get(user)
+                if active is None:
+                    continue
+                if not self._is_at(active, heads.get(user, nothing), asked_at, asked_wall):
+                    lagging += 1
+                    if active.verified_at < asked_at:  # a pull may have found out more since
+                        self._slots.clear(active)
+                    self.pull_soon(active)
         for active in actives.values():
             if active.verified_at < sent_at:  # opened while the question was under way
                 self._slots.clear(active)
         self._slots.swept(sent_at)
         self._metrics.lagging = lagging
-        return {user: Bookmark(*heads.get(user, nothing)[:2]) for user in asleep}
+        at: dict[str, Bookmark] = {}
+        for batch in _batches(asleep):
+            epoch, heads = await self._heads(batch)
+            nothing = START._replace(epoch=epoch)
+            at.update((user, Bookmark(*heads.get(user, nothing)[:2])) for user in batch)
+        self._metrics.sweeps += 1
+        self._metrics.sweep_seconds += self._clock.monotonic() - sent_at
+        return at
+
+    async def _heads(self, users: list[str]) -> tuple[str, dict[str, Cursor]]:
+        async with self._primary.connection() as connection:
+            return await heads_of(connection, users)
 
 
-def _forget_error(task: asyncio.Task[int]) -> None:
+def _batches(users: list[str]) -> Iterator[list[str]]:
+    return (users[start : start + _BATCH] for start in range(0, len(users), _BATCH))
+
+
+def _forget_error(task: asyncio.Task[Any]) -> None:
     """Failures are counted where they happen; whoever waits gets them too. Nobody may be waiting."""
     if not task.cancelled() and (error := task.exception()) and not isinstance(error, PrimaryUnavailable):
         log.error("pull.failed", error=repr(error))

@@ -1,4 +1,4 @@
-"""A worker: one process that brings jobs to their end, beside the hosts and without them.
+"""A worker: one process that brings jobs to their end and sends webhooks, beside the hosts and without them.
 
 Plain asyncio: Ray only starts it and keeps it (cluster). Everything that it knows is in the primary, so it may be
 killed at any moment; another worker goes on with its jobs as soon as their lease has ended.
@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import structlog
 from pydantic import SecretStr
 
 from actors.client import ReplicaClient
 from actors.config import HostSettings, WorkerSettings
+from actors.metrics import resident_bytes
+from actors.worker_stats import STATS_S, WorkerStats, remove_worker_stats, write_worker_stats
 from store import hosts
 from store.config import StoreSettings
 from store.errors import ObjectError, SettingError
@@ -26,24 +26,23 @@ from store.generation.callbacks import open_callbacks
 from store.generation.config import ProviderSettings
 from store.generation.moderation import read_moderation
 from store.generation.pricing import read_prices
-from store.generation.providers.opening import open_providers
+from store.generation.providers.opening import RESULT_HOSTS, open_providers
 from store.generation.runner import Rhythm, Runner
-from store.generation.tally import Tally
 from store.objects import open_objects
 from store.objects.fetch import Fetcher
 from store.objects.picture_process import PictureProcess
 from store.objects.prefix import owner_secret
 from store.objects.signing import open_signed_urls
+from store.own_keys import own_key
 from store.primary import Primary
+from store.sealing import open_sealer
 from store.storage import Limits
+from store.webhook_posting import Poster
+from store.webhook_sending import WebhookSender
 
-__all__ = ["Beside", "GenerationWorker"]
+__all__ = ["GenerationWorker"]
 
 log = structlog.get_logger()
-
-#: Something else that runs in every worker until it is cancelled.
-Beside = Callable[[Primary, Path], Coroutine[Any, Any, None]]
-OwnKey = Callable[[Primary, Path, str, str], Awaitable[SecretStr | None]]
 
 #: For jobs that a provider works on when the worker is to stop, in seconds: what is not done then is resumed.
 GRACE_S = 2.0
@@ -62,15 +61,13 @@ class GenerationWorker:
         hosts: HostSettings,
         providers: ProviderSettings,
         settings: WorkerSettings,
-        own_key: OwnKey | None = None,
-        beside: Sequence[Beside] = (),
     ) -> None:
-        """`own_key` finds the key that a user has at a provider."""
         # Also the start of this very process: what an earlier one of this name has claimed is not ours.
-        self.id = f"{hosts.node}:{slot}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._slot, self._place = slot, f"{hosts.node}:{slot}"
+        self.id = f"{self._place}:{os.getpid()}:{secrets.token_hex(4)}"
         self._data, self._url, self._store, self._settings = data, primary_url, store, settings
         self._secret = hosts.wire_secret.get_secret_value().encode() or None
-        self._providers, self._own_key, self._beside = providers, own_key, beside
+        self._providers = providers
         #: What was taken so far, and how to give it back: the last first.
         self._taken = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
@@ -107,7 +104,10 @@ class GenerationWorker:
         pictures = PictureProcess(max_workers=self._settings.worker_pictures, max_waiting=2**16)
         taken.push_async_callback(pictures.close)
         fetcher = Fetcher(
-            allow=store.fetch_allow, max_bytes=store.fetch_max_bytes, timeout_s=store.fetch_timeout_s, at_once=32
+            allow=(*RESULT_HOSTS, *store.fetch_allow),
+            max_bytes=store.fetch_max_bytes,
+            timeout_s=store.fetch_timeout_s,
+            at_once=32,
         )
         taken.push_async_callback(fetcher.close)
         providers = await taken.enter_async_context(open_providers(self._providers, models))
@@ -115,8 +115,11 @@ class GenerationWorker:
         async def fetch(url: str) -> bytes:
             return (await fetcher.fetch(url)).data
 
-        async def own_key(user: str, provider: str) -> SecretStr | None:
-            return None if self._own_key is None else await self._own_key(primary, self._data, user, provider)
+        sealer = open_sealer(self._data)
+
+        async def key_of(user: str, provider: str) -> SecretStr | None:
+            async with primary.connection() as connection:
+                return await own_key(connection, sealer, user, provider)
 
         self._runner = Runner(
             primary, objects, pictures, providers, models, prices,
@@ -126,7 +129,7 @@ class GenerationWorker:
             owner_secret=owner_secret(self._data),
             limits=Limits(store.storage_free_bytes, store.storage_pro_bytes, store.storage_enterprise_bytes),
             on_change=client.poke,
-            own_key=own_key,
+            own_key=key_of,
             moderation=moderation,
             callback_url=open_callbacks(self._data, store.files_base).url,
             rhythm=Rhythm(
@@ -136,12 +139,25 @@ class GenerationWorker:
                 beat_s=self._settings.worker_lease_s / 6,
             ),
         )  # fmt: skip
-        self._tasks = [asyncio.create_task(self._runner.run(), name="runner")]
-        self._tasks += [asyncio.create_task(beside(primary, self._data)) for beside in self._beside]
+        sender = WebhookSender(primary, sealer, Poster(allow=store.webhook_allow))
+        self._tasks = [
+            asyncio.create_task(self._runner.run(), name="runner"),
+            asyncio.create_task(sender.run(), name="webhooks"),
+            asyncio.create_task(self._tell(), name="stats"),
+        ]
 
-    @property
-    def tally(self) -> Tally:
-        return self._runner.tally
+    async def _tell(self) -> None:
+        """Ended by `stop`."""
+        while True:
+            self._write_stats()
+            await asyncio.sleep(STATS_S)
+
+    def _write_stats(self) -> None:
+        stats = WorkerStats(self._place, os.getpid(), self.running, resident_bytes(), self._runner.tally)
+        try:
+            write_worker_stats(self._data, self._slot, stats)
+        except OSError as error:
+            log.warning("worker.stats_not_written", error=str(error))  # a full disk ends no job
 
     @property
     def running(self) -> int:
@@ -159,4 +175,5 @@ class GenerationWorker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._taken.aclose()
+        remove_worker_stats(self._data, self._slot)
         log.info("worker.stopped", worker=self.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import structlog
 from aiohttp import web
 
 from actors import ReplicaClient, user_version
+from gateway.admission import UploadRoom
 from gateway.auth import Authenticator
 from gateway.config import GatewaySettings
 from gateway.events import Streams
@@ -21,6 +23,7 @@ from gateway.housekeeping import Housekeeping
 from gateway.metrics import GatewayMetrics
 from gateway.middleware import RequestLog, make_middleware
 from gateway.operators import Operators
+from gateway.queues import QueueWatch
 from gateway.routes import add_routes
 from gateway.routes.context import GATEWAY
 from store import hosts
@@ -28,6 +31,7 @@ from store.config import StoreSettings
 from store.documents import Documents
 from store.epoch import Bookmark
 from store.errors import ObjectError, ObjectsUnavailable, SettingError
+from store.generation.callbacks import open_callbacks
 from store.generation.catalog import open_catalog
 from store.generation.config import ProviderSettings
 from store.objects import open_objects
@@ -71,10 +75,14 @@ class Gateway:
         self.objects = open_objects(data, store)
         self.urls = open_signed_urls(data, store, self.objects)
         self.storage_limits = Limits(store.storage_free_bytes, store.storage_pro_bytes, store.storage_enterprise_bytes)
+        self.upload_room = UploadRoom(settings.upload_max_bytes)
+        self.webhook_allow = store.webhook_allow
         self.started_at = time.monotonic()
         self._url = primary_url
         self._store = store
         self._providers = providers
+        self._opened = AsyncExitStack()
+        self.callbacks = open_callbacks(data, store.files_base)
         self._wire_secret = wire_secret
 
     async def start(self) -> None:
@@ -83,7 +91,6 @@ class Gateway:
         Raises:
             SettingError: the object store refuses us, or cannot be written to; the catalog cannot be made.
         """
-        self.catalog = await open_catalog(self._providers)
         await self._check_objects()
         await self.objects.sweep_temporary(_ABANDONED_S)
         store = self._store
@@ -93,6 +100,8 @@ class Gateway:
         )
         # Before anything runs that would have to be stopped: a wrong key ends the start here.
         self.auth = Authenticator(self.data, self.settings, self.primary)
+        opened = open_catalog(self._providers)
+        self.catalog, self.providers = await self._opened.enter_async_context(opened)
         self.client = ReplicaClient(
             lambda: hosts.list_hosts(self.primary),
             secret=self._wire_secret,
@@ -114,8 +123,10 @@ class Gateway:
         await self.streams.start()
         self.following = Following(self.fallback, self.metrics, most=self.settings.max_streams)
         self.operators = Operators(self.primary, self.client, self.documents)
-        self.housekeeping = Housekeeping(self.primary, self.objects, trash_s=store.trash_days * 86_400)
+        self.housekeeping = Housekeeping(self.primary, self.objects, self.metrics, trash_s=store.trash_days * 86_400)
         self.housekeeping.start()
+        self.queues = QueueWatch(self.primary, self.metrics)
+        self.queues.start()
         self.pictures = PictureProcess(
             max_bytes=self.settings.upload_max_bytes, max_pixels=self.settings.upload_max_pixels
         )
@@ -123,12 +134,14 @@ class Gateway:
     async def close(self) -> None:
         await self.housekeeping.stop()
         await self.following.close()
+        await self.queues.stop()
         await self.auth.close()
         await self.client.close()
         await self.primary.close()
         await self.fallback.close()
         await self.pictures.close()
         await self.objects.close()
+        await self._opened.aclose()
 
     async def _check_objects(self) -> None:
         try:

@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 
 import typer
 
+from gateway import money_commands
 from gateway.objects_commands import objects
 from gateway.operating import add_commands
-from store.errors import EmbeddedPostgresError, InvalidValue, NotFound, PrimaryUnavailable, SettingError
+from store.errors import (
+    EmbeddedPostgresError,
+    InsufficientCredits,
+    InvalidValue,
+    NotFound,
+    PrimaryUnavailable,
+    SettingError,
+)
 
 if TYPE_CHECKING:
     from store.config import Settings
@@ -46,7 +54,7 @@ def main() -> None:
     """Run a command. Exit codes: 0 done, 1 it failed, 2 something must be set right first, 130 interrupted."""
     try:
         app()
-    except (SettingError, EmbeddedPostgresError, InvalidValue, NotFound) as error:
+    except (SettingError, EmbeddedPostgresError, InvalidValue, InsufficientCredits, NotFound) as error:
         _fail(str(error), 2)
     except PrimaryUnavailable as error:
         _fail(str(error), 1)
@@ -89,7 +97,7 @@ def serve(
     data = data.resolve()
     settings = StoreSettings.load(data)
     GatewaySettings.load(data)
-    _check_providers(data)
+    _check_generation(data)
     _host_settings(data)
     configure(process="serve", level=settings.log_level)
     console = _Starting()
@@ -109,13 +117,16 @@ def serve(
     asyncio.run(supervisor.run(ready))
 
 
-def _check_providers(data: Path) -> None:
-    """Before anything is started: a gateway that cannot read the prices would end again and again."""
+def _check_generation(data: Path) -> None:
+    """Before anything is started: who cannot read the prices, or find the moderation, would end again and again."""
+    from actors.config import WorkerSettings
     from store.generation.config import ProviderSettings
+    from store.generation.moderation import read_moderation
     from store.generation.pricing import read_prices
 
     prices = ProviderSettings.load(data).prices_file
     read_prices(Path(prices) if prices else None)
+    read_moderation(WorkerSettings.load(data).moderation)
 
 
 class _Starting:
@@ -191,12 +202,9 @@ def _keep_cluster(data: Path, process: str, *, hosts: int, workers: int) -> None
     store = StoreSettings.load(data)
     configure(process=process, level=store.log_level)
     primary_url(data, store)  # without a primary there is nothing to hold
+    _check_generation(data)
     from actors.cluster import keep_cluster
-    from actors.config import WorkerSettings
-    from store.generation.config import ProviderSettings
 
-    WorkerSettings.load(data)  # a wrong one is told here, and not in a log
-    ProviderSettings.load(data)
     settings = _host_settings(data)
     asyncio.run(keep_cluster(data.resolve(), hosts=hosts, workers=workers, settings=settings, build=_build()))
 
@@ -368,11 +376,7 @@ def _settings_classes() -> list[type[Settings]]:
     from store.config import StoreSettings
     from store.generation.config import ProviderSettings
 
-<<<<<<< HEAD
-    return [StoreSettings, HostSettings, GatewaySettings, ProviderSettings]
-=======
-    return [StoreSettings, HostSettings, GatewaySettings, WorkerSettings]
->>>>>>> runner
+    return [StoreSettings, HostSettings, GatewaySettings, WorkerSettings, ProviderSettings]
 
 
 @config.command("set")
@@ -415,6 +419,7 @@ def _shown(value: Any) -> str:
 
 
 add_commands(app)
+money_commands.add_commands(app)
 app.add_typer(objects, name="objects")
 
 if __name__ == "__main__":

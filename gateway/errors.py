@@ -38,7 +38,7 @@ from store.errors import (
     StorageQuotaExceeded,
     UnsupportedPicture,
 )
-from store.generation.errors import GenerationError, InvalidRequest, PromptRequired
+from store.generation.errors import BadCallback, GenerationError, InvalidRequest, PromptRequired
 
 __all__ = [
     "BadRequest",
@@ -112,6 +112,8 @@ _TABLE: Final[tuple[tuple[type[Exception], int, str], ...]] = (
     (InvalidValue, 400, "invalid_request"),
     (NotFound, 404, "not_found"),
     (InvalidRequest, 400, "invalid_request"),
+    (BadCallback, 400, "bad_callback"),
+    (GenerationError, 503, "provider_unavailable"),  # a provider was to be asked, and did not answer
     (NoProviderKey, 409, "provider_key_required"),
     (AlreadyEnded, 409, "already_ended"),
     (KeyInFlight, 409, "idempotency_in_flight"),
@@ -155,7 +157,9 @@ def problem_of(error: Exception) -> tuple[int, str, str, str | None]:
         return error.status, _http_code(error), _http_detail(error), None
     for kind, status, code in _TABLE:
         if isinstance(error, kind):
-            return status, code, str(error), getattr(error, "field", None) or None
+            field = getattr(error, "field", None)
+            is_unknown = isinstance(error, InvalidRequest) and not field  # only the provider knows it
+            return status, code, str(error), None if is_unknown else field
     return 500, "internal", "something went wrong on our side", None
 
 

@@ -56,8 +56,8 @@ class Follower:
         for row_id in self.ids:
             state = found.get(row_id)
             before = self.latest.get(row_id)
-            if state is not None and not knows_places and before is not None and state.queue_position is None:
-                state = state._replace(queue_position=None if state.state != before.state else before.queue_position)
+            if state and before and not (knows_places or state.is_taken or before.is_taken):
+                state = state._replace(queue_position=before.queue_position)
             if row_id not in self.latest or state != before:
                 self.latest[row_id] = state
                 self._changed.set()
@@ -86,6 +86,7 @@ class Following:
         self._most = most
         self._waiting: set[Follower] = set()
         self._listening: set[Follower] = set()
+        self._places_due = 0.0
         self._is_closed = False
         self._task: asyncio.Task[None] | None = None
 
@@ -124,6 +125,7 @@ class Following:
             raise TooMany(f"{MAX_PER_USER} event streams of generations are open already: close one")
         follower = Follower(user, [job_id])
         self._metrics.streams += 1
+        self._places_due = 0.0  # who comes wants to know it at once
         try:
             with self._among(self._listening, follower):
                 yield follower
@@ -144,10 +146,11 @@ class Following:
 
     async def _look(self) -> None:
         """Ends when nobody waits any more, or by `close`."""
-        places_due = 0.0
         while self._waiting or self._listening:
             started = time.monotonic()
-            count_places = bool(self._listening) and started >= places_due
+            count_places = bool(self._listening) and started >= self._places_due
+            if count_places:
+                self._places_due = started + _PLACES_EVERY_S
             rest_s = _EVERY_S
             try:
                 ids = {row_id for follower in (*self._waiting, *self._listening) for row_id in follower.ids}
@@ -158,8 +161,6 @@ class Following:
                 log.exception("following.failed")
                 rest_s = _AWAY_S
             else:
-                if count_places:
-                    places_due = started + _PLACES_EVERY_S
                 for follower in (*self._waiting, *self._listening):
                     if follower.ids <= ids:
                         follower.hear(found, knows_places=count_places)

@@ -11,16 +11,15 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
-from actors import Behind, CallError, Outcome, Overloaded, Page, PageHead, Question, ReplicaClient, Seeding
+from actors import Behind, CallError, Outcome, Overloaded, Page, PageHead, Question, ReplicaClient, Seeding, Terms
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
 from store.gallery import query_hash
 from store.reads import PrimaryReads
 
-__all__ = ["ANY", "Floors", "OnTimeout", "Read", "Reads", "Wish"]
+__all__ = ["ANY", "Floors", "Read", "Reads", "Wish"]
 
 Source = Literal["replica", "primary", "seeding"]
-OnTimeout = Literal["stale", "primary", "error"]
 _OUTCOMES: Final = {Outcome.FRESH: "fresh", Outcome.WAITED: "waited", Outcome.STALE: "stale"}
 _ROTATE_S: Final = 300.0
 _MAX_FLOORS: Final = 100_000
@@ -52,10 +51,8 @@ class Wish(NamedTuple):
     """What a reader asks for, as the `Peruse-…` headers say it."""
 
     bookmark: Bookmark | None = None
-    max_wait_ms: int = 250
-    on_timeout: OnTimeout = "primary"
-    max_staleness_s: int = -1  # -1: however old
-    validate: bool = False
+    terms: Terms = Terms()
+    or_primary: bool = True  # when no replica is as fresh in time
 
 
 ANY: Final = Wish()
@@ -95,13 +92,13 @@ class Reads:
 
     def glance(self, user: str, encoded: bytes, wish: Wish = ANY) -> Read | None:
         """The answer for `user` when it is at hand, and as fresh as `wish` says; None: `read` it."""
-        bookmark, _, _, max_staleness_s, validate = wish
-        if validate:
+        bookmark, terms, _ = wish
+        if terms.validate:
             return None
         floor = served = self.floors.get(user)
         if bookmark is not None and (floor is None or bookmark.is_after(*floor)):
             floor = bookmark
-        found = self._client.glance(user, encoded, floor, max_age_s=max_staleness_s)
+        found = self._client.glance(user, encoded, floor, max_age_s=terms.max_age_s)
         if found is None:
             return None
         page, age_s = found
@@ -115,12 +112,9 @@ class Reads:
         Raises:
             CallError: nobody can be asked.
         """
-        bookmark, max_wait_ms, on_timeout, max_staleness_s, validate = wish
+        bookmark, terms, _ = wish
         floor = self._floor(user, bookmark)
-        timeout_s = self._timeout_s + max_wait_ms / 1000
-        return self._client.ask(
-            user, encoded, floor, timeout_s, max_wait_ms, max_staleness_s, validate, on_timeout == "stale"
-        )
+        return self._client.ask(user, encoded, floor, terms, self._timeout_s + terms.max_wait_ms / 1000)
 
     def take(self, question: Question) -> Read:
         """What the replica said to `ask`.
@@ -138,23 +132,15 @@ class Reads:
             CallError: no replica is as fresh in time, and the wish is not to ask the primary.
             PrimaryUnavailable: neither a replica nor the primary can answer.
         """
-        bookmark, max_wait_ms, on_timeout, max_staleness_s, validate = wish
+        bookmark, terms, or_primary = wish
         floor = self._floor(user, bookmark)
+        timeout_s = self._timeout_s + terms.max_wait_ms / 1000
         try:
-            head, page = await self._client.read(
-                user,
-                encoded,
-                floor,
-                timeout_s=self._timeout_s + max_wait_ms / 1000,
-                max_wait_ms=max_wait_ms,
-                max_age_s=max_staleness_s,
-                validate=validate,
-                stale_ok=on_timeout == "stale",
-            )
+            head, page = await self._client.read(user, encoded, floor, terms, timeout_s=timeout_s)
         except CallError as refusal:
             # The primary can serve a fraction of what has just overloaded a host.
             self._on_refused(refusal.code)
-            if isinstance(refusal, Overloaded) or (isinstance(refusal, Behind) and on_timeout != "primary"):
+            if isinstance(refusal, Overloaded) or (isinstance(refusal, Behind) and not or_primary):
                 raise
             return await self._from_primary(user, encoded, floor, refusal)
         return self._shown(user, head, page)

@@ -13,7 +13,8 @@ from typing import Final
 
 import structlog
 
-from store.deletions import delete_due
+from gateway.metrics import GatewayMetrics
+from store.deletions import backlog, delete_due
 from store.erasure import finish_erasures
 from store.errors import PrimaryUnavailable
 from store.idempotency import forget_old
@@ -27,15 +28,17 @@ log = structlog.get_logger()
 
 _OBJECTS_EVERY_S: Final = 5.0
 _ROWS_EVERY_S: Final = 60.0
+_COUNT_EVERY_S: Final = 15.0  # about as often as somebody scrapes
 
 
 class Housekeeping:
     """`start`, then `objects_soon` after a removal; `stop` at the end."""
 
-    def __init__(self, primary: Primary, objects: Objects, *, trash_s: float) -> None:
+    def __init__(self, primary: Primary, objects: Objects, metrics: GatewayMetrics, *, trash_s: float) -> None:
         """`trash_s` is how long an image stays in the trash, in seconds."""
         self._primary = primary
         self._objects = objects
+        self._metrics = metrics
         self._trash_s = trash_s
         self._wanted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -55,13 +58,16 @@ class Housekeeping:
 
     async def _run(self) -> None:
         """Ended by `stop`."""
-        rows_due = time.monotonic()
+        rows_due = count_due = time.monotonic()
         while True:
             try:
                 if time.monotonic() >= rows_due:
                     rows_due = time.monotonic() + _ROWS_EVERY_S
                     await self._rows()
                 await delete_due(self._primary, self._objects)
+                if time.monotonic() >= count_due:
+                    count_due = time.monotonic() + _COUNT_EVERY_S
+                    self._metrics.deletions = await backlog(self._primary)
             except PrimaryUnavailable:
                 pass
             except Exception:

@@ -32,6 +32,7 @@ from store.objects.interface import Objects
 from store.objects.pictures import Picture, prepare
 from store.objects.prefix import owner_secret
 from store.objects.provenance import tagged
+from store.objects.stored import stored_as
 from store.primary import Connection, Primary
 from store.users import ensure_user
 
@@ -238,16 +239,9 @@ async def _store(
 
 
 def _row(made: _Made, tag: str, now_ms: int, created_at: datetime, size: int) -> images.NewImage:
-    key = keys.new_key("generated", tag, made.picture.content_type, now_ms)
     return images.NewImage(
         id=made.line.id,
-        object_key=key,
-        content_type=made.picture.content_type,
-        size_bytes=len(made.data),
-        width=made.picture.width,
-        height=made.picture.height,
-        thumb_key=keys.thumb_key(key),
-        thumbhash=made.picture.thumbhash,
+        **stored_as("generated", tag, made.data, made.picture, now_ms),
         model="builtin",
         prompt=made.line.prompt,
         seed=made.seed,

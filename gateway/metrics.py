@@ -12,7 +12,9 @@ from typing import Final
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from actors import BUCKETS_S, HostStats
+from actors import BUCKETS_S, HostStats, WorkerStats
+from store.deletions import Backlog
+from store.overview import QueueDepth
 
 __all__ = ["GatewayMetrics", "exposition"]
 
@@ -23,9 +25,11 @@ class GatewayMetrics:
     """Requests of one gateway process since it started."""
 
     __slots__ = (
+        "deletions",
         "events",
         "latency",
         "latency_seconds",
+        "queues",
         "reads",
         "refusals",
         "requests",
@@ -37,9 +41,11 @@ class GatewayMetrics:
         self.requests: dict[tuple[str, str, int], int] = {}
         self.reads: dict[tuple[str, str], int] = {}
         self.refusals: dict[str, int] = {}
+        self.queues: list[QueueDepth] = []
         self.streams = 0
         self.events = 0
         self.resyncs = 0
+        self.deletions = Backlog(0, 0.0)
         self.latency = [0] * (len(_LATENCY_S) + 1)
         self.latency_seconds = 0.0
 
@@ -60,14 +66,19 @@ class GatewayMetrics:
 class _Scrape:
     """One scrape: Prometheus asks `collect` for families."""
 
-    def __init__(self, gateway: int, metrics: GatewayMetrics, hosts: list[HostStats]) -> None:
+    def __init__(
+        self, gateway: int, metrics: GatewayMetrics, hosts: list[HostStats], workers: list[WorkerStats]
+    ) -> None:
         self._gateway = str(gateway)
         self._metrics = metrics
         self._hosts = hosts
+        self._workers = workers
 
     def collect(self) -> Iterable[Metric]:
         yield from self._gateway_families()
+        yield from self._queue_families()
         yield from self._host_families()
+        yield from self._worker_families()
 
     def _gateway_families(self) -> Iterable[Metric]:
         requests = CounterMetricFamily(
@@ -98,11 +109,34 @@ class _Scrape:
             counter = CounterMetricFamily(name, text, labels=("gateway",))
             counter.add_metric((self._gateway,), count)
             yield counter
+        deletions = self._metrics.deletions  # as of the last look, of which there are four a minute
+        for name, text, value in (
+            (
+                "peruse_deletions_waiting",
+                "Objects of deleted rows that are still there; 10000: or more.",
+                deletions.objects,
+            ),
+            (
+                "peruse_deletions_oldest_seconds",
+                "How long the oldest of them has waited, at least.",
+                deletions.oldest_s,
+            ),
+        ):
+            gauge = GaugeMetricFamily(name, text, labels=("gateway",))
+            gauge.add_metric((self._gateway,), value)
+            yield gauge
         latency = HistogramMetricFamily("peruse_http_seconds", "Time to answer a request.", labels=("gateway",))
         latency.add_metric(
             (self._gateway,), _cumulative(_LATENCY_S, self._metrics.latency), self._metrics.latency_seconds
         )
         yield latency
+
+    def _queue_families(self) -> Iterable[Metric]:
+        for name, (field, text) in _QUEUE_GAUGES.items():
+            gauge = GaugeMetricFamily(f"peruse_generation_{name}", text, labels=("gateway", "provider"))
+            for depth in self._metrics.queues:
+                gauge.add_metric((self._gateway, depth.provider), getattr(depth, field))
+            yield gauge
 
     def _host_families(self) -> Iterable[Metric]:
         for name, text in _HOST_COUNTERS.items():
@@ -132,7 +166,35 @@ class _Scrape:
         yield closed
         yield visible
 
+    def _worker_families(self) -> Iterable[Metric]:
+        for name, (text, label) in _WORKER_COUNTERS.items():
+            counter = CounterMetricFamily(f"peruse_worker_{name}", text, labels=("worker", "provider", label))
+            for stats in self._workers:
+                for key, count in getattr(stats.tally, name).items():
+                    counter.add_metric((stats.worker, *key.split(" ")), count)
+            yield counter
+        for name, text in _WORKER_GAUGES.items():
+            gauge = GaugeMetricFamily(f"peruse_worker_{name}", text, labels=("worker",))
+            for stats in self._workers:
+                gauge.add_metric((stats.worker,), getattr(stats, name))
+            yield gauge
 
+
+_WORKER_COUNTERS: Final = {
+    "jobs": ("Jobs that came to their end here, by final state.", "state"),
+    "attempts": ("Calls of providers, by outcome: done, or the code of an error.", "outcome"),
+    "attempt_seconds": ("Time that these took, with the wait for a task and the upload.", "outcome"),
+}
+_WORKER_GAUGES: Final = {
+    "running": "Jobs in work now.",
+    "resident_bytes": "Memory of the process.",
+}
+#: The same whichever gateway tells them: take the max over gateways, not the sum.
+_QUEUE_GAUGES: Final = {
+    "waiting": ("waiting", "Jobs that wait for a worker."),
+    "running": ("running", "Jobs that a worker has."),
+    "oldest_waiting_seconds": ("oldest_waiting_s", "How long the oldest of those waits."),
+}
 _HOST_COUNTERS: Final = {
     "reads": "Reads answered.",
     "kept_reads": "Reads answered with bytes at hand.",
@@ -180,8 +242,10 @@ def _cumulative(bounds: tuple[float, ...], counts: list[int]) -> list[tuple[str,
     return buckets
 
 
-def exposition(gateway: int, metrics: GatewayMetrics, hosts: list[HostStats]) -> bytes:
+def exposition(
+    gateway: int, metrics: GatewayMetrics, hosts: list[HostStats], workers: list[WorkerStats] | None = None
+) -> bytes:
     """What /metrics answers, in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Scrape(gateway, metrics, hosts))
+    registry.register(_Scrape(gateway, metrics, hosts, workers or []))
     return generate_latest(registry)

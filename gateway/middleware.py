@@ -25,7 +25,7 @@ log = structlog.get_logger()
 
 _SLOW_S: Final = 0.1
 #: How long a request waited because its client wished to: nobody's slowness.
-WAITED_S: Final = "waited_s"
+WAITED_S: Final = web.RequestKey("waited_s", float)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _EXPOSED: Final = (
     "ETag, Idempotency-Replayed, Location, Peruse-Age, Peruse-Bookmark, Peruse-Outcome, Peruse-Source, "
@@ -70,6 +70,10 @@ def make_middleware(requests: RequestLog, *, origins: tuple[str, ...]) -> Middle
         started = time.perf_counter()
         headers = request.headers
         request_id = requests.given_id(headers) or requests.next_id()
+        resource = request.match_info.route.resource
+        route = "unknown" if resource is None else resource.canonical
+        # The address of a callback is its secret.
+        path = route if route.startswith("/callbacks/") else request.path
         response: web.StreamResponse
         try:
             if origins and request.method == "OPTIONS" and "Access-Control-Request-Method" in headers:
@@ -78,7 +82,7 @@ def make_middleware(requests: RequestLog, *, origins: tuple[str, ...]) -> Middle
                 response = await handler(request)
         except Exception as error:
             if problem_of(error)[0] == 500 and not isinstance(error, Problem):
-                log.exception("request.failed", request_id=request_id, method=request.method, path=request.path)
+                log.exception("request.failed", request_id=request_id, method=request.method, path=path)
             response = problem_response(error, request_id)
         if not response.prepared:
             response.headers["X-Request-Id"] = request_id
@@ -87,9 +91,7 @@ def make_middleware(requests: RequestLog, *, origins: tuple[str, ...]) -> Middle
         seconds = time.perf_counter() - started - request.get(WAITED_S, 0.0)
         if seconds > _SLOW_S and response.content_type == "text/event-stream":
             seconds = 0.0  # how long somebody listened is nobody's waiting
-        resource = request.match_info.route.resource
-        route = "unknown" if resource is None else resource.canonical
-        requests.answered(request.method, request.path, route, response.status, request_id, seconds)
+        requests.answered(request.method, path, route, response.status, request_id, seconds)
         return response
 
     return middleware
@@ -105,7 +107,7 @@ def allow_origin(request: web.Request, response: web.StreamResponse, origins: tu
     headers["Access-Control-Allow-Origin"] = origin
     headers["Access-Control-Expose-Headers"] = _EXPOSED
     if request.method == "OPTIONS":
-        headers["Access-Control-Allow-Methods"] = "GET, POST, PATCH, DELETE"
+        headers["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
         headers["Access-Control-Allow-Headers"] = (
             "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Peruse-Bookmark, "
             "Peruse-Max-Staleness, Peruse-Max-Wait, Peruse-On-Timeout, Peruse-Validate, Prefer, X-Request-Id"

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
+from gateway.money_commands import audit_money
+
 __all__ = ["add_commands"]
 
 Data = Annotated[
@@ -80,13 +82,20 @@ def audit(
     user: Annotated[str | None, typer.Option(help="Only this user.")] = None,
     sample: Annotated[int | None, typer.Option(help="Only so many users, taken at random.", min=1)] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Make right what differs.")] = False,
+    money: Annotated[bool, typer.Option("--money", help="Instead: whether credits and jobs add up.")] = False,
     data: Data = _DATA,
     json: Json = False,
 ) -> None:
-    """Compare replicas with the primary, row by row, each at one version. Exit code 1: some differ, and were not
-    repaired."""
+    """Compare replicas with the primary, row by row, each at one version; with --money, what the primary says of
+    credits, jobs and usage with itself. Exit code 1: something is wrong, and was not repaired."""
     if user is not None and sample is not None:
         raise typer.BadParameter("give --user or --sample, not both")
+    if money:
+        if repair:
+            raise typer.BadParameter("--money reports only: a person decides what is right")
+        if not audit_money(data, user, sample, json=json):
+            raise typer.Exit(1)
+        return
     reports = _ask(data, lambda o: _audit_all(o, user, sample, repair=repair))
     if json:
         print(msgspec.json.encode(reports).decode())
@@ -130,10 +139,10 @@ def list_users(
     after: Annotated[str, typer.Option(help="Start behind this id.")] = "",
     limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)] = 100,
 ) -> None:
-    """The users, in the order of their ids, with their versions and number of images."""
+    """The users, in the order of their ids, with their versions, number of images, plan and balance."""
     if context.invoked_subcommand is not None:
         return
-    names = ("user", "version", "images", "plan", "storage_used_bytes", "created_at")
+    names = ("user", "version", "images", "plan", "balance_credits", "storage_used_bytes", "created_at")
     _show(_ask(data, lambda o: o.users(after, limit)), json, names)
 
 
@@ -216,6 +225,8 @@ def _show_one(row: dict[str, Any], json: bool) -> None:
 def _text(value: Any) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, msgspec.Raw):
+        return bytes(value).decode()
     if isinstance(value, float):
         return f"{value:.1f}"
     return "" if value is None else str(value)

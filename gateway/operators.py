@@ -9,11 +9,13 @@ from typing import Any, Final
 import msgspec
 
 from actors import ReplicaClient, seed_file
+from store.credits import as_json
 from store.documents import Documents
 from store.epoch import rotate
 from store.erasure import erase
 from store.errors import InvalidValue
 from store.ids import is_user_id
+from store.overview import overview
 from store.primary import Primary
 
 __all__ = ["Operators"]
@@ -21,7 +23,7 @@ __all__ = ["Operators"]
 _MAX_USERS: Final = 1000
 
 _USERS: Final = """
-select u.id, coalesce(s.version, 0), a.plan, a.storage_used_bytes, u.created_at,
+select u.id, coalesce(s.version, 0), a.plan, a.balance_tenths, a.storage_used_bytes, u.created_at,
        (select count(*) from images i where i.owner_id = u.id)
 from users u join accounts a on a.owner_id = u.id left join sync_user s on s.user_id = u.id
 where u.id > $1 and u.id not like '~%' order by u.id limit $2
@@ -52,6 +54,10 @@ class Operators:
             }
             for row in self._client.hosts
         ]
+
+    async def overview(self) -> dict[str, Any]:
+        """How much there is, what waits and what it costs: see `store.overview`."""
+        return await overview(self._primary)
 
     async def replicas(self) -> list[dict[str, Any]]:
         """The open replicas of all hosts, up to 1,000 a host."""
@@ -136,8 +142,9 @@ class Operators:
     async def users(self, after: str = "", limit: int = 100) -> list[dict[str, Any]]:
         """Users in the order of their ids, from behind `after`; at most 1,000."""
         rows = await self._primary.fetch(_USERS, after, min(limit, _MAX_USERS))
-        names = ("user", "version", "plan", "storage_used_bytes", "created_at", "images")
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        names = ("user", "version", "plan", "balance_credits", "storage_used_bytes", "created_at", "images")
+        listed = [dict(zip(names, row, strict=True)) for row in rows]
+        return [{**row, "balance_credits": as_json(row["balance_credits"])} for row in listed]
 
 
 def _holdings(stats: Any) -> dict[str, Any]:

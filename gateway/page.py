@@ -23,12 +23,14 @@ _VARY: Final = "Authorization, Cookie"
 
 
 class Asked(NamedTuple):
-    """What a request came to: whose page, which, how fresh, and the tags (If-None-Match) that the client has."""
+    """What a request came to: whose page, which, how fresh, and the tags (If-None-Match) that the client has.
+    `is_lasting`: the same bytes will always come to the same."""
 
     user: str
     query: bytes
     wish: Wish
     tags: str | None
+    is_lasting: bool = True
 
 
 def etag_of(read: Read) -> str:
@@ -91,7 +93,7 @@ class PageResponse(web.StreamResponse):
         added = "".join([f"{name}: {value}\r\n" for name, value in self.headers.items()])
         head = head_of(self.read, added, is_known=is_known)
         learn = getattr(request.protocol, "learn", None)
-        if learn is not None:
+        if learn is not None and self.asked.is_lasting:
             learn(request, self)
         transport.writelines((head,) if is_known else (head, self.read.body))
         # A client that reads slowly waits here, with at most one page of it buffered.

@@ -18,16 +18,21 @@ from gateway.errors import BadRequest, TooLarge
 __all__ = [
     "ImageChanges",
     "NoFields",
+    "PromptChanges",
     "Upload",
     "UploadFields",
     "batch_id",
     "decode_json",
+    "delivery_id",
     "generation_id",
     "image_id",
+    "prompt_id",
     "read_body",
     "read_json",
     "read_upload",
     "reference_id",
+    "template_id",
+    "webhook_id",
 ]
 
 T = TypeVar("T")
@@ -42,6 +47,12 @@ class ImageChanges(msgspec.Struct, forbid_unknown_fields=True):
     visibility: str | msgspec.UnsetType = msgspec.UNSET
     starred: bool | msgspec.UnsetType = msgspec.UNSET
     title: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class PromptChanges(msgspec.Struct, forbid_unknown_fields=True):
+    """PATCH of a job in the prompt history."""
+
+    hidden: bool
 
 
 class UploadFields(msgspec.Struct):
@@ -206,6 +217,11 @@ def reference_id(request: web.Request) -> uuid.UUID:
     return _row_id(request, "a reference's id")
 
 
+def template_id(request: web.Request) -> uuid.UUID:
+    """The same of a template."""
+    return _row_id(request, "a template's id")
+
+
 def generation_id(request: web.Request) -> uuid.UUID:
     """The same of a generation."""
     return _row_id(request, "a generation's id")
@@ -216,11 +232,26 @@ def batch_id(request: web.Request) -> uuid.UUID:
     return _row_id(request, "a batch's id")
 
 
-def _row_id(request: web.Request, what: str) -> uuid.UUID:
-    text = request.match_info["id"]
+def prompt_id(request: web.Request) -> uuid.UUID:
+    """The same of a job in the prompt history."""
+    return _row_id(request, "a prompt's id")
+
+
+def webhook_id(request: web.Request) -> uuid.UUID:
+    """The same of a webhook."""
+    return _row_id(request, "a webhook's id")
+
+
+def delivery_id(request: web.Request) -> uuid.UUID:
+    """The same of one of its deliveries: the path's `{delivery}`."""
+    return _row_id(request, "a delivery's id", "delivery")
+
+
+def _row_id(request: web.Request, what: str, name: str = "id") -> uuid.UUID:
+    text = request.match_info[name]
     try:
         if len(text) != 36:
             raise ValueError
         return uuid.UUID(text)
     except ValueError:
-        raise BadRequest(f"{text[:40]!r} is not {what} (a UUID)", field="id") from None
+        raise BadRequest(f"{text[:40]!r} is not {what} (a UUID)", field=name) from None

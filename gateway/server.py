@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import signal
 import socket
@@ -63,6 +64,8 @@ async def serve_gateway(
     except OSError as error:
         await runner.cleanup()
         raise SettingError(f"cannot listen on {bind}:{port}: {error.strerror}") from None
+    gc.collect()
+    gc.freeze()  # code is never garbage: to look through it stops the loop for 40 ms, and all readers with it
     log.info("gateway.started", address=site.name)
     await stop.wait()
     await runner.cleanup()

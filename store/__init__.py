@@ -6,7 +6,10 @@ tables       the tables, and which columns replicate
 migrations   how the tables come to be; triggers.sql: change capture
 changes      what changed for a user since a cursor; epoch: bookmarks and their order
 documents    rows as clients see them; gallery: the list rule; reads: pages from the primary
-images, users, api_keys, hosts    one module per thing that is written
+credits      amounts, grants and the ledger; money_audit: whether all of it adds up; jobs.sql: how it moves
+images, users, api_keys, hosts, accounts, templates, model_settings, own_keys    one module per thing that is written
+webhooks     who is told of what; webhook_log, webhook_sending: how it went, and how it gets there
+idempotency  a request that is sent again is answered again
 objects      image bytes; generation: how images are made
 ids, clock, logs, errors, config  the small things everybody needs
 """

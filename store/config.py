@@ -184,8 +184,12 @@ class StoreSettings(Settings):
     fetch_timeout_s: float = Field(
         60.0, ge=0.1, le=600.0, description="seconds after which a fetch, with its redirects, is given up"
     )
+    webhook_allow: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins, separated by commas, that webhooks may lead to wherever they are: "
+        "http://127.0.0.1:9000; others must be public, and https",
+    )  # fmt: skip
 
-    @field_validator("fetch_allow", mode="before")
+    @field_validator("fetch_allow", "webhook_allow", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(v.strip() for v in value.split(",") if v.strip()) if isinstance(value, str) else value
@@ -195,6 +199,15 @@ class StoreSettings(Settings):
     def _known_form(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for entry in value:
             check_allowed(entry)
+        return value
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _only_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for entry in value:
+            check_allowed(entry)
+            if "://" not in entry:
+                raise ValueError(f"{entry!r} is not an origin with its port, like http://127.0.0.1:9000")
         return value
 
     def check_together(self) -> None:

@@ -1,4 +1,4 @@
-"""Credits: how they are counted and written, grants, the ledger as its owner sees it, budgets.
+"""Credits: how they are counted and written, grants, and the ledger as its owner sees it.
 
 The primary counts in tenths of a credit; people and clients read credits with at most one decimal, and only this
 module converts. What a job holds and gets back is written by the triggers of jobs.sql; nobody but `grant` adds a line.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -24,8 +24,6 @@ from store.text import check_text
 from store.users import ensure_user
 
 __all__ = [
-    "BUDGETS",
-    "PLANS",
     "LedgerPlace",
     "Line",
     "as_json",
@@ -33,14 +31,8 @@ __all__ = [
     "grant",
     "ledger",
     "refused",
-    "set_budgets",
-    "set_plan",
     "tenths_of",
 ]
-
-PLANS: Final = ("free", "pro", "enterprise")
-#: Name in requests and documents → column.
-BUDGETS: Final = {"day_budget_credits": "day_budget_tenths", "month_budget_credits": "month_budget_tenths"}
 
 _MOST: Final = 1_000_000_000
 _MAX_REASON_CHARS: Final = 500
@@ -128,35 +120,6 @@ async def ledger(connection: Connection, user: str, page: Page[LedgerPlace]) -> 
     row_id = None if page.after is None else page.after.id
     rows = await connection.fetch(_LEDGER, user, at, row_id, page.limit + 1)
     return [Line(*row) for row in rows[: page.limit]], len(rows) > page.limit
-
-
-async def set_budgets(connection: Connection, user: str, budgets: Mapping[str, int | None]) -> None:
-    """Set the budgets that are named (see `BUDGETS`), in tenths; None ends one. Jobs that are under way stay.
-
-    Raises:
-        InvalidValue: below nothing.
-    """
-    for name, tenths in budgets.items():
-        if tenths is not None and tenths < 0:
-            raise InvalidValue(name, f"{name} must not be below 0")
-    await ensure_user(connection, user)
-    assignments = "".join(f"{BUDGETS[name]} = ${n}, " for n, name in enumerate(budgets, start=2))
-    sql = f"update accounts set {assignments}updated_at = clock_timestamp() where owner_id = $1"
-    await connection.execute(sql, user, *budgets.values())
-
-
-async def set_plan(connection: Connection, user: str, plan: str) -> None:
-    """Set the user's plan; creates the user.
-
-    Raises:
-        InvalidValue: there is no such plan.
-        NotFound: the user was erased a short while ago.
-    """
-    if plan not in PLANS:
-        raise InvalidValue("plan", f"plan must be one of {', '.join(PLANS)}, got {plan[:40]!r}")
-    await ensure_user(connection, user)
-    sql = "update accounts set plan = $2, updated_at = clock_timestamp() where owner_id = $1 and plan <> $2"
-    await connection.execute(sql, user, plan)
 
 
 def refused(error: BaseException) -> StoreError | None:

@@ -16,7 +16,7 @@ from store.errors import ObjectError
 from store.objects.interface import Objects
 from store.primary import Primary
 
-__all__ = ["Deleted", "delete_due", "waiting"]
+__all__ = ["Backlog", "Deleted", "backlog", "delete_due", "waiting"]
 
 log = structlog.get_logger()
 
@@ -45,12 +45,29 @@ update deletions set due_at = clock_timestamp() + make_interval(secs => least($2
 where key = any($1::text[])
 """
 
+# $1 most rows, $2 longest pause. A row says when it is due, and how often it failed: it has waited for all the pauses
+# between those attempts, and since it was due.
+_BACKLOG: Final = """
+select count(*), greatest(0, max(extract(epoch from clock_timestamp() - due_at) + paused))::float8
+from (select due_at, attempts from deletions order by due_at limit $1) d
+cross join lateral (select coalesce(sum(least($2, 2 ^ n)), 0) paused from generate_series(1, least(attempts, 1000)) n) p
+"""
+_MOST_COUNTED: Final = 10_000
+
 
 class Deleted(NamedTuple):
     """How many objects went, and how many deletions failed and are tried again later."""
 
     gone: int
     failed: int
+
+
+class Backlog(NamedTuple):
+    """How many objects are still to go, and for how many seconds the one that failed or was due longest has been
+    waiting, at least; 0 when none is due."""
+
+    objects: int
+    oldest_s: float
 
 
 async def delete_due(primary: Primary, objects: Objects, *, batches: int = 1000) -> Deleted:
@@ -82,6 +99,12 @@ async def delete_due(primary: Primary, objects: Objects, *, batches: int = 1000)
 async def waiting(primary: Primary) -> int:
     """How many objects are still to go."""
     return int((await primary.fetch("select count(*) from deletions"))[0][0])
+
+
+async def backlog(primary: Primary) -> Backlog:
+    """What waits, from a bounded look at those due first: 10,000 means so many or more."""
+    objects, oldest_s = (await primary.fetch(_BACKLOG, _MOST_COUNTED, _LONGEST_PAUSE_S))[0]
+    return Backlog(objects, oldest_s)
 
 
 async def _delete(keys: list[str], objects: Objects) -> dict[str, ObjectError]:

@@ -24,7 +24,7 @@ _EPOCH_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 FILTERS: Final[dict[str, tuple[str, ...]]] = {
     "images": ("visibility", "model", "starred", "trashed_at", "created_at"),
     "reference_images": ("created_at",),
-    "jobs": ("state", "hidden_at", "created_at"),
+    "jobs": ("state", "model", "kind", "batch_id", "hidden_at", "created_at"),
     "accounts": (),
     "usage_daily": ("day",),
 }
@@ -172,6 +172,7 @@ class _JobDocument(msgspec.Struct):
     error: _JobError | None
     image_ids: list[str]
     batch_id: str | None
+    hidden_at: str | None
     created_at: str
     updated_at: str
 
@@ -291,9 +292,11 @@ def _job(source: str | bytes) -> Row:
     document = _JobDocument(
         r.id, r.kind, r.prompt, r.params, r.image_size, r.watermark, r.n, r.provider, r.model, r.own_key, r.state,
         as_json(r.price_tenths - r.refunded_tenths), as_json(r.refunded_tenths), _dollars(r.cost_usd),
-        r.duration_ms, error, r.image_ids, r.batch_id, _time_of(r.created_at), _time_of(r.updated_at),
+        r.duration_ms, error, r.image_ids, r.batch_id, _time(r.hidden_at), _time_of(r.created_at),
+        _time_of(r.updated_at),
     )  # fmt: skip
-    return Row(r.id, (r.state, r.hidden_at, r.created_at), _encode(document))
+    filters = (r.state, r.model, r.kind, r.batch_id, r.hidden_at, r.created_at)
+    return Row(r.id, filters, _encode(document))
 
 
 def _account(source: str | bytes) -> Row:

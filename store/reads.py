@@ -16,17 +16,10 @@ from typing import Final, NamedTuple
 from store.documents import Documents
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
-from store.gallery import (
-    ImageQuery,
-    Query,
-    ReferenceQuery,
-    decode_query,
-    for_postgres,
-    one_body,
-    one_from_postgres,
-    page_body,
-)
+from store.gallery import decode_query
+from store.lists import ListQuery, OneQuery, for_postgres, one_body, one_from_postgres, page_body
 from store.primary import Primary
+from store.usage import SummaryQuery, summary_from_postgres
 
 __all__ = ["Page", "PrimaryReads"]
 
@@ -91,16 +84,35 @@ class PrimaryReads:
             task.exception()  # everybody who waited may have given up: then nobody else looks at it
 
     async def _read(self, user: str, encoded: bytes) -> Page:
-        query: Query = decode_query(encoded)
-        if isinstance(query, ImageQuery | ReferenceQuery):
-            (row,) = await self._primary.fetch(one_from_postgres(query.kind), user, uuid.UUID(query.id))
-            body = None if row[2] is None else one_body(query.kind, self._documents.row(query.kind, row[2]).document)
-            return Page(Bookmark(row[0], row[1]), body)
+        query = decode_query(encoded)
+        if isinstance(query, ListQuery):
+            return await self._list(user, query)
+        if isinstance(query, OneQuery):
+            return await self._one(user, query)
+        return await self._summary(user, query)
+
+    async def _list(self, user: str, query: ListQuery) -> Page:
         sql, values = for_postgres(query, user)
         rows = await self._primary.fetch(sql, *values)
         made = [
-            (self._documents.row(query.kind, source).document, created_at, row_id)
+            (self._document(query.kind, source), created_at, row_id)
             for _, _, source, created_at, row_id in rows
             if source is not None
         ]
         return Page(Bookmark(rows[0][0], rows[0][1]), page_body(query, made))
+
+    async def _one(self, user: str, query: OneQuery) -> Page:
+        (row,) = await self._primary.fetch(one_from_postgres(query.kind), user, uuid.UUID(query.id))
+        body = None if row[2] is None else one_body(query.kind, self._document(query.kind, row[2]))
+        return Page(Bookmark(row[0], row[1]), body)
+
+    async def _summary(self, user: str, query: SummaryQuery) -> Page:
+        (row,) = await self._primary.fetch(summary_from_postgres(query.kinds), user)
+        documents = {
+            kind: [self._document(kind, source) for source in sources]
+            for kind, sources in zip(query.kinds, row[2:], strict=True)
+        }
+        return Page(Bookmark(row[0], row[1]), query.body(documents))
+
+    def _document(self, kind: str, source: str) -> bytes:
+        return self._documents.row(kind, source).document

@@ -7,17 +7,18 @@ row is simply not there.
 from __future__ import annotations
 
 import uuid
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
+from store import storage
 from store.documents import Documents, projection
 from store.errors import NotFound
 from store.images import FileInfo
 from store.objects.keys import named_key
 from store.primary import Connection, Primary
 
-__all__ = ["NewReference", "Removed", "delete", "document", "file_of", "insert", "same_content", "tidy_filename"]
+__all__ = ["NewReference", "delete", "document", "file_of", "insert", "same_content", "tidy_filename"]
 
 MAX_FILENAME_CHARS: Final = 200
 _NOT_FOUND: Final = "Reference image not found"
@@ -38,13 +39,6 @@ class NewReference(msgspec.Struct, kw_only=True):
     sha256: bytes
 
 
-class Removed(NamedTuple):
-    """What a deleted row leaves to do: its object, and the bytes it had counted."""
-
-    object_key: str
-    size_bytes: int
-
-
 _COLUMNS: Final = NewReference.__struct_fields__
 _INSERT: Final = (
     f"insert into reference_images (owner_id, {', '.join(_COLUMNS)}) values ($1, "
@@ -55,7 +49,7 @@ _DOCUMENT: Final = (
     f"select row_to_json(d) from (select {projection('reference_images')} from reference_images t "
     "where t.id = $1 and t.owner_id = $2) d"
 )
-_DELETE: Final = "delete from reference_images where id = $1 and owner_id = $2 returning object_key, size_bytes"
+_DELETE: Final = "delete from reference_images where id = $1 and owner_id = $2 returning size_bytes"
 
 
 def tidy_filename(name: str | None) -> str:
@@ -91,16 +85,16 @@ async def document(connection: Connection, owner: str, row_id: uuid.UUID, docume
     return documents.row("reference_images", source).document
 
 
-async def delete(connection: Connection, owner: str, row_id: uuid.UUID) -> Removed:
-    """Delete a reference for good. Its objects go after the commit, see `deletions`.
+async def delete(connection: Connection, owner: str, row_id: uuid.UUID) -> None:
+    """Delete a reference for good and count its bytes no more. Its objects go after the commit, see `deletions`.
 
     Raises:
         NotFound: the owner has no such reference.
     """
-    row = await connection.fetchrow(_DELETE, row_id, owner)
-    if row is None:
+    size_bytes = await connection.fetchval(_DELETE, row_id, owner)
+    if size_bytes is None:
         raise NotFound(_NOT_FOUND)
-    return Removed(*row)
+    await storage.free(connection, owner, size_bytes)
 
 
 async def file_of(primary: Primary, key: str) -> FileInfo | None:

@@ -1,10 +1,12 @@
-"""Text that Postgres can keep: checked before it is sent, so that a refusal names the field."""
+"""Text: what Postgres can keep, checked before it is sent so that a refusal names the field; times as text."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from store.errors import InvalidValue
 
-__all__ = ["check_text"]
+__all__ = ["check_text", "time_text"]
 
 
 def check_text(name: str, value: str, *, max_chars: int | None = None, max_bytes: int | None = None) -> None:
@@ -23,3 +25,8 @@ def check_text(name: str, value: str, *, max_chars: int | None = None, max_bytes
         raise InvalidValue(name, f"{name} has {size} bytes, the most is {max_bytes}")
     if max_chars is not None and len(value) > max_chars:
         raise InvalidValue(name, f"{name} has {len(value)} characters, the most is {max_chars}")
+
+
+def time_text(moment: datetime) -> str:
+    """RFC 3339 in UTC with six digits, as documents have it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -48,11 +48,16 @@ _SYNC: Final = "tests/actors/test_sync.py::"
 _ACTIVATION: Final = "tests/actors/test_activation.py::"
 _REPLICA: Final = "tests/actors/test_replica.py::"
 _FRESHNESS: Final = "tests/gateway/test_freshness.py::"
+_RESTING: Final = "tests/actors/test_resting.py::"
 _SLOTS: Final = "tests/actors/test_slots.py::"
 _PAGES: Final = "tests/actors/test_pages.py::"
 _REPEATS: Final = "tests/gateway/test_repeats.py::"
 _INTERRUPTIONS: Final = "tests/generation/test_interruptions.py::"
 _RACES: Final = "tests/generation/test_money_races.py::"
+_ONCE: Final = "tests/store/test_idempotency.py::"
+_GENERATIONS: Final = "tests/gateway/test_generations.py::"
+_WEBHOOK_EVENTS: Final = "tests/store/test_webhook_events.py::"
+_WEBHOOK_SENDING: Final = "tests/store/test_webhook_sending.py::"
 
 MUTANTS: Final = (
     Mutant(
@@ -176,6 +181,21 @@ MUTANTS: Final = (
         (_SYNC + "test_callers_join_only_a_pull_that_is_not_sent_yet",),
     ),
     Mutant(
+        "a caller joins a look that is under way",
+        "actors/sync.py",
+        "                self._looking = None  # from here on it is sent: later callers need another\n"
+        "                actives, self._unseen = self._unseen, set()\n",
+        "                actives = self._unseen\n",
+        (_RESTING + "test_callers_join_only_a_look_that_is_not_sent_yet",),
+    ),
+    Mutant(
+        "a replica at rest does not look whether its file is still what it was",
+        "actors/replica.py",
+        "            if cursor != self.cursor:\n",
+        "            if False:\n",
+        (_RESTING + "test_a_file_that_another_hand_changed_meanwhile_is_not_used",),
+    ),
+    Mutant(
         "a replica does not look at the floor",
         "actors/replicas.py",
         "active.must_pull or active.is_full or (floor is not None and active.is_behind(floor)):",
@@ -192,11 +212,12 @@ MUTANTS: Final = (
     Mutant(
         "a replica that lags keeps its stamp",
         "actors/sync.py",
-        "                self._slots.clear(active)\n"
-        "                self.pull_soon(active)\n"
+        "                    if active.verified_at < asked_at:  # a pull may have found out more since\n"
+        "                        self._slots.clear(active)\n"
+        "                    self.pull_soon(active)\n"
         "        for active in actives.values():\n"
         "            if active.verified_at < sent_at:",
-        "                self.pull_soon(active)\n"
+        "                    self.pull_soon(active)\n"
         "        for active in actives.values():\n"
         "            if active.verified_at < sent_at and active.replica.user not in users:",
         (
@@ -356,6 +377,77 @@ MUTANTS: Final = (
         "if had + new.amount_tenths < 0 then",
         "if had < 0 then",
         (_RACES + "test_fifty_at_once_against_a_balance_for_ten",),
+    ),
+    Mutant(
+        "two requests with one idempotency key at once",
+        "store/idempotency.py",
+        "if not await connection.fetchval(_LOCK, user, key):",
+        "if False:",
+        (_ONCE + "test_who_comes_meanwhile_does_not_wait", _ONCE + "test_fifty_at_once_do_it_once"),
+    ),
+    Mutant(
+        "an idempotency key answers any request",
+        "store/idempotency.py",
+        'if row["request_hash"] != request_hash:',
+        "if False:",
+        (_ONCE + "test_key_of_another_request_is_refused", _GENERATIONS + "test_key_for_another_request_is_422"),
+    ),
+    Mutant(
+        "who has seen the end of a generation may not see its pictures",
+        "gateway/generating.py",
+        "    gateway.reads.wrote(user, generation.at)\n",
+        "",
+        (_GENERATIONS + "test_job_is_followed_to_its_pictures",),
+    ),
+    Mutant(
+        "a webhook that is being deleted undoes the end of a job",
+        "store/webhooks.sql",
+        "    for key share of w),",
+        "    ),",
+        (_WEBHOOK_EVENTS + "test_job_that_ends_while_its_webhook_is_deleted_ends",),
+    ),
+    Mutant(
+        "a webhook leads wherever its name does",
+        "store/webhook_posting.py",
+        "None if is_trusted_origin else public_socket",
+        "None",
+        (_WEBHOOK_SENDING + "test_name_that_leads_to_a_private_address_is_not_connected_to[127.0.0.1]",),
+    ),
+    Mutant(
+        "a delivery is marked before it is sent",
+        "store/webhook_sending.py",
+        "        answer = await self._post(held, row)\n",
+        '        await self._finish(held, "delivered", Answer(200, "", 0.0))\n'
+        "        answer = await self._post(held, row)\n",
+        (_WEBHOOK_SENDING + "test_killed_between_sending_and_writing_it_down_is_sent_again[before the answer]",),
+    ),
+    Mutant(
+        "a sender whose lease has ended writes all the same",
+        "store/webhook_sending.py",
+        "where id = $1 and lease_until = $2 and state = 'pending'\n",
+        "where id = $1 and $2::timestamptz is not null\n",
+        (_WEBHOOK_SENDING + "test_sender_whose_lease_has_ended_writes_nothing",),
+    ),
+    Mutant(
+        "an endpoint may have every place",
+        "store/webhook_endpoint.py",
+        "MOST_AT_ONCE: Final = 4",
+        "MOST_AT_ONCE: Final = 40",
+        (_WEBHOOK_SENDING + "test_slow_endpoint_blocks_nobody",),
+    ),
+    Mutant(
+        "a request whose meaning moves with the clock is known by its bytes",
+        "gateway/page.py",
+        "if learn is not None and self.asked.is_lasting:",
+        "if learn is not None:",
+        ("tests/gateway/test_stats.py::test_same_request_tomorrow_is_another_question",),
+    ),
+    Mutant(
+        "a page of several kinds is kept when the second changes",
+        "actors/replica.py",
+        "not kinds.isdisjoint(decode_query(e).kinds)",
+        "decode_query(e).kinds[0] in kinds",
+        ("tests/store/test_usage.py::test_summary_is_kept_until_a_kind_of_its_own_changes",),
     ),
 )
 

@@ -12,14 +12,31 @@ from aiohttp import web
 from gateway.auth import need
 from gateway.errors import BadRequest
 from gateway.operators import Operators
-from gateway.routes.context import GATEWAY, no_parameters
+from gateway.routes.context import GATEWAY, flag, only_parameters
 
-__all__ = ["audit", "erase", "export", "hosts", "inspect", "passivate", "replicas", "reseed", "rotate_epoch", "users"]
+__all__ = [
+    "audit",
+    "erase",
+    "export",
+    "hosts",
+    "inspect",
+    "overview",
+    "passivate",
+    "replicas",
+    "reseed",
+    "rotate_epoch",
+    "users",
+]
 
 
 async def hosts(request: web.Request) -> web.Response:
     """GET /admin/hosts."""
     return _answer("hosts", await (await _operators(request)).hosts())
+
+
+async def overview(request: web.Request) -> web.Response:
+    """GET /admin/overview."""
+    return _answer("overview", await (await _operators(request)).overview())
 
 
 async def replicas(request: web.Request) -> web.Response:
@@ -62,10 +79,8 @@ async def reseed(request: web.Request) -> web.Response:
 async def audit(request: web.Request) -> web.Response:
     """POST /admin/users/{user}/replica/audit[?repair=1]."""
     operators = await _operators(request, "repair")
-    repair = request.query.get("repair", "0")
-    if repair not in ("0", "1"):
-        raise BadRequest("repair must be 1 or 0", field="repair")
-    return _answer("audit", await operators.audit(request.match_info["user"], repair=repair == "1"))
+    repair = flag(request, "repair")
+    return _answer("audit", await operators.audit(request.match_info["user"], repair=repair))
 
 
 async def export(request: web.Request) -> web.StreamResponse:
@@ -98,9 +113,7 @@ async def rotate_epoch(request: web.Request) -> web.Response:
 async def _operators(request: web.Request, *parameters: str) -> Operators:
     gateway = request.app[GATEWAY]
     need(await gateway.auth.identify(request.headers.get("Authorization")), "admin")
-    for name in request.query:
-        if name not in parameters:
-            no_parameters(request)
+    only_parameters(request, *parameters)
     return gateway.operators
 
 

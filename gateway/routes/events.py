@@ -8,7 +8,7 @@ from typing import Final
 from aiohttp import web
 
 from gateway.middleware import allow_origin
-from gateway.routes.context import GATEWAY, caller, no_parameters
+from gateway.routes.context import GATEWAY, caller, only_parameters
 from gateway.stream import Stream
 from store.epoch import Bookmark
 
@@ -23,7 +23,7 @@ _HIGH_WATER: Final = 16 * 1024
 async def events(request: web.Request) -> web.StreamResponse:
     """GET /api/events: a message per new version of the caller's data (SSE)."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
     given = request.headers.get("Last-Event-ID")
     last = None if given is None else Bookmark.parse(given)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from actors import HostStats
+from actors import HostStats, read_worker_stats
 from gateway.metrics import exposition
 from gateway.routes.context import GATEWAY
 from store.errors import PrimaryUnavailable
@@ -76,7 +76,8 @@ async def _primary_answers(gateway: Gateway) -> bool:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """GET /metrics: this gateway's counters and those of the hosts that answer."""
+    """GET /metrics: this gateway's counters, those of the hosts that answer, and of the workers of this machine."""
     gateway = request.app[GATEWAY]
-    body = exposition(gateway.index, gateway.metrics, await gateway.client.stats())
+    hosts, workers = await gateway.client.stats(), read_worker_stats(gateway.data)
+    body = exposition(gateway.index, gateway.metrics, hosts, workers)
     return web.Response(body=body, content_type="text/plain", charset="utf-8")

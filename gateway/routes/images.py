@@ -13,14 +13,16 @@ from aiohttp import web
 from gateway.errors import BadRequest
 from gateway.keeping import keep
 from gateway.payloads import ImageChanges, UploadFields, image_id, read_json, read_upload
-from gateway.routes.context import GATEWAY, caller, flag, gallery_query, no_parameters, read_response, written
+from gateway.routes.context import GATEWAY, caller, flag, gallery_query, only_parameters, read_response, written
 from gateway.routes.files import get_own_file
 from store import images, trash
 from store.epoch import Bookmark
-from store.gallery import ImageQuery, encode_query, one_body
+from store.gallery import ImageQuery, encode_query
 from store.ids import new_id
+from store.lists import one_body
 from store.objects import keys
 from store.objects.prefix import owner_secret
+from store.objects.stored import stored_as
 from store.primary import Connection
 
 __all__ = [
@@ -48,7 +50,7 @@ async def list_images(request: web.Request) -> web.StreamResponse:
 async def get_image(request: web.Request) -> web.StreamResponse:
     """GET /api/images/{id}: the document; with a file name instead of an id, the file."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     if keys.is_filename(filename := request.match_info["id"]):
         return await get_own_file(request, user, filename)
     return await read_response(request, user, encode_query(ImageQuery(str(image_id(request)))))
@@ -57,7 +59,7 @@ async def get_image(request: web.Request) -> web.StreamResponse:
 async def change_image(request: web.Request) -> web.Response:
     """PATCH /api/images/{id}: visibility, starred, title."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     row_id = image_id(request)
     changes = await read_json(request, ImageChanges)
     values = {k: v for k, v in msgspec.structs.asdict(changes).items() if v is not msgspec.UNSET}
@@ -80,7 +82,7 @@ async def delete_image(request: web.Request) -> web.Response:
 async def empty_trash(request: web.Request) -> web.Response:
     """DELETE /api/images/trash: what is in the trash now goes for good."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
     removed, bookmark = await trash.empty(gateway.primary, user)
     gateway.reads.wrote(user, bookmark)
@@ -96,7 +98,7 @@ def _removed(request: web.Request, removed: trash.Removed, bookmark: Bookmark) -
 async def restore_image(request: web.Request) -> web.Response:
     """POST /api/images/{id}/restore: back from the trash."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     row_id = image_id(request)
     return await _change(request, user, row_id, lambda c: images.restore(c, user, row_id))
 
@@ -122,22 +124,15 @@ async def upload(request: web.Request) -> web.Response:
 
 async def save_upload(request: web.Request, user: str) -> web.Response:
     """Store the uploaded picture of `user`: checked, then its bytes, then its row."""
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
     data, _, fields = await read_upload(request, UploadFields, max_bytes=gateway.settings.upload_max_bytes)
     picture = await gateway.pictures.prepare(data)
     now_ms = int(time.time() * 1000)
     tag = keys.owner_tag(user, owner_secret(gateway.data))
-    key = keys.new_key("generated", tag, picture.content_type, now_ms)
     image = images.NewImage(
         id=new_id(now_ms),
-        object_key=key,
-        content_type=picture.content_type,
-        size_bytes=len(data),
-        width=picture.width,
-        height=picture.height,
-        thumb_key=keys.thumb_key(key),
-        thumbhash=picture.thumbhash,
+        **stored_as("generated", tag, data, picture, now_ms),
         **msgspec.structs.asdict(fields),
     )
     image.check()
@@ -146,7 +141,7 @@ async def save_upload(request: web.Request, user: str) -> web.Response:
         await images.insert(connection, user, image)
         return await images.document(connection, user, image.id, gateway.documents)
 
-    document, bookmark = await keep(gateway, user, picture.objects(key, data), transaction)
+    document, bookmark = await keep(gateway, user, picture.objects(image.object_key, data), transaction)
     response = written(one_body("images", document), bookmark, status=201)
     response.headers["Location"] = f"/api/images/{image.id}"
     return response
@@ -160,7 +155,7 @@ async def sync(request: web.Request) -> web.Response:
 
 async def sync_user(request: web.Request, user: str) -> web.Response:
     """Bring `user`'s replica to head and say where it is."""
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
     reply = await gateway.client.sync(user, timeout_s=_SYNC_S)
     return web.json_response(

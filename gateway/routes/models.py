@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
-from gateway.routes.context import GATEWAY, caller, no_parameters
+from gateway.routes.context import GATEWAY, caller, only_parameters
 from store.own_keys import keys_of
 
 __all__ = ["list_models"]
@@ -16,7 +16,7 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 async def list_models(request: web.Request) -> web.Response:
     """GET /api/models."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
     async with gateway.fallback.connection() as connection:
         own_keys = {key.provider for key in await keys_of(connection, user)}

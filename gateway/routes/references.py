@@ -11,13 +11,15 @@ from aiohttp import web
 
 from gateway.keeping import keep
 from gateway.payloads import NoFields, read_upload, reference_id
-from gateway.routes.context import GATEWAY, caller, no_parameters, read_response, references_query, written
-from store import references, storage
+from gateway.routes.context import GATEWAY, caller, only_parameters, read_response, references_query, written
+from store import references
 from store.errors import NotFound
-from store.gallery import ReferenceQuery, encode_query, one_body
+from store.gallery import ReferenceQuery, encode_query
 from store.ids import new_id
+from store.lists import one_body
 from store.objects import keys
 from store.objects.prefix import owner_secret
+from store.objects.stored import stored_as
 from store.primary import Connection
 
 __all__ = ["delete_reference", "get_reference", "list_references", "upload"]
@@ -38,14 +40,14 @@ async def list_references(request: web.Request) -> web.StreamResponse:
 async def get_reference(request: web.Request) -> web.StreamResponse:
     """GET /api/references/{id}."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     return await read_response(request, user, encode_query(ReferenceQuery(str(reference_id(request)))))
 
 
 async def upload(request: web.Request) -> web.Response:
     """POST /api/references: keep a picture; 200 with the one that is there when its bytes are kept already."""
     user = (await caller(request)).user
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
     data, filename, _ = await read_upload(request, NoFields, max_bytes=gateway.settings.upload_max_bytes)
     picture = await gateway.pictures.prepare(data)
@@ -55,16 +57,10 @@ async def upload(request: web.Request) -> web.Response:
     if found is not None:
         return found
     now_ms = int(time.time() * 1000)
-    key = keys.new_key("reference", keys.owner_tag(user, owner_secret(gateway.data)), picture.content_type, now_ms)
+    tag = keys.owner_tag(user, owner_secret(gateway.data))
     reference = references.NewReference(
         id=new_id(now_ms),
-        object_key=key,
-        content_type=picture.content_type,
-        size_bytes=len(data),
-        width=picture.width,
-        height=picture.height,
-        thumb_key=keys.thumb_key(key),
-        thumbhash=picture.thumbhash,
+        **stored_as("reference", tag, data, picture, now_ms),
         filename=references.tidy_filename(filename),
         sha256=digest,
     )
@@ -75,7 +71,7 @@ async def upload(request: web.Request) -> web.Response:
         return await references.document(connection, user, reference.id, gateway.documents)
 
     try:
-        document, bookmark = await keep(gateway, user, picture.objects(key, data), transaction)
+        document, bookmark = await keep(gateway, user, picture.objects(reference.object_key, data), transaction)
     except _KeptAlready:
         found = await _same(request, user, digest)
         if found is None:
@@ -102,13 +98,8 @@ async def delete_reference(request: web.Request) -> web.Response:
     """DELETE /api/references/{id}: for good, with its file and its thumbnails."""
     user = (await caller(request)).user
     row_id = reference_id(request)
-    no_parameters(request)
+    only_parameters(request)
     gateway = request.app[GATEWAY]
-
-    async def transaction(connection: Connection) -> None:
-        removed = await references.delete(connection, user, row_id)
-        await storage.free(connection, user, removed.size_bytes)
-
-    _, bookmark = await gateway.write(user, transaction)
+    _, bookmark = await gateway.write(user, lambda c: references.delete(c, user, row_id))
     gateway.housekeeping.objects_soon()
     return written(b'{"success":true}', bookmark)

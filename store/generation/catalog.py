@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import AsyncIterator, Container, Iterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from store.generation.errors import InvalidRequest
 from store.generation.limits import Limits
 from store.generation.models import SQUARES, Models
 from store.generation.pricing import HIGH_RESOLUTION_PIXELS, Prices, read_prices
-from store.generation.providers import Request
+from store.generation.providers import Provider, Request
 from store.generation.providers.opening import open_providers
 
 __all__ = ["Catalog", "draws", "open_catalog"]
@@ -72,8 +73,9 @@ def draws(limits: Limits, width: int, height: int) -> bool:
     return True
 
 
-async def open_catalog(settings: ProviderSettings) -> Catalog:
-    """The catalog of these settings.
+@asynccontextmanager
+async def open_catalog(settings: ProviderSettings) -> AsyncIterator[tuple[Catalog, Mapping[str, Provider]]]:
+    """The catalog of these settings, and the providers by name.
 
     Raises:
         SettingError: the prices file cannot be used, or the default model is none.
@@ -81,4 +83,4 @@ async def open_catalog(settings: ProviderSettings) -> Catalog:
     models, prices = read_prices(Path(settings.prices_file) if settings.prices_file else None)
     async with open_providers(settings, models) as providers:
         with_keys = frozenset(name for name, provider in providers.items() if provider.has_key)
-    return Catalog(models, prices, with_keys=with_keys, wished=settings.default_model)
+        yield Catalog(models, prices, with_keys=with_keys, wished=settings.default_model), providers

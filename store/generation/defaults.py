@@ -19,9 +19,11 @@ from store.text import check_text
 
 __all__ = ["Defaults", "check_for", "encode_defaults", "read_defaults"]
 
-#: Together well below what the column takes: Postgres writes a number such as 1e300 with all its digits.
+#: Together well below what the column takes: Postgres writes a number such as 1e-300 with all its digits.
 _MAX_BYTES: Final = 8_000
 _MAX_OPTIONS: Final = 20
+#: What every reader of JSON gives back exactly. Postgres writes a larger one as a whole number that few can read.
+_MAX_NUMBER: Final = 2**53
 _MAX_PX: Final = 8_192
 
 
@@ -67,6 +69,8 @@ def read_defaults(raw: Mapping[str, Any]) -> Defaults:
         check_text(name, getattr(defaults, name) or "")
     for option, given in (defaults.options or {}).items():
         check_text("options", f"{option}{given}")
+        if not isinstance(given, str) and abs(given) > _MAX_NUMBER:
+            raise InvalidValue("options", f"{option[:40]!r} of options is a number beyond {_MAX_NUMBER}")
     if len(defaults.options or {}) > _MAX_OPTIONS:
         raise InvalidValue("options", f"options are more than {_MAX_OPTIONS}")
     check_text("params", encode_defaults(defaults), max_bytes=_MAX_BYTES)

@@ -58,9 +58,10 @@ class Beaten(NamedTuple):
 
 #: One claim at a time, for one commit: what runs at a provider is counted and taken under it, so the bounds are exact.
 _LOCK: Final = "select pg_advisory_xact_lock(hashtextextended('peruse claim', 2))"
-#: Whose worker is gone: they wait again, at their old turn.
+#: Whose worker is gone: they wait again, at their old turn. now(): with a volatile clock all rows would be looked at.
 _REAP: Final = """
-update queue set worker = null, lease_until = null where worker is not null and lease_until <= clock_timestamp()
+update queue set worker = null, lease_until = null
+where provider = any($1::text[]) and worker is not null and lease_until <= now()
 """
 #: $1 worker, $2 lease in seconds, $3 providers, $4 most jobs of each at once, $5 room of the worker.
 #: Two steps in one statement: the first jobs of each provider with room, then the first of those that the worker has
@@ -89,8 +90,8 @@ returning j.id, j.owner_id, t.fence, t.cancel_requested, j.state, j.kind, j.prom
   j.provider, j.model, j.own_key, j.created_at
 """
 _WAITING: Final = """
-select exists (select from queue where provider = any($1::text[]) and worker is null and run_at <= clock_timestamp())
-  or exists (select from queue where worker is not null and lease_until <= clock_timestamp())
+select exists (select from queue where provider = any($1::text[]) and worker is null and run_at <= now())
+  or exists (select from queue where provider = any($1::text[]) and worker is not null and lease_until <= now())
 """
 _BEAT: Final = """
 update queue set lease_until = clock_timestamp() + make_interval(secs => $2)
@@ -124,7 +125,7 @@ async def claim(
 
     async def work(connection: Connection) -> tuple[list[Claimed], dict[str, Bookmark]]:
         await connection.execute(_LOCK)
-        await connection.execute(_REAP)
+        await connection.execute(_REAP, list(most))
         rows = await connection.fetch(_CLAIM, worker, lease_s, list(most), list(most.values()), room)
         jobs = [Claimed(*row) for row in rows]
         return jobs, await heads(connection, {job.owner_id for job in jobs})

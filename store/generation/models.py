@@ -14,6 +14,7 @@ import msgspec
 
 from store.generation.errors import InvalidRequest
 from store.generation.limits import Limits, Model, Pace, Steps
+from store.generation.providers import Request
 
 __all__ = ["DOCUMENTS_MODEL", "SQUARES", "TABLE", "Models"]
 
@@ -165,6 +166,12 @@ class Models(Mapping[str, Model]):
             return self._models[id]
         except KeyError:
             raise InvalidRequest(f"there is no model {id!r}", field="model", model=id) from None
+
+    def checked(self, request: Request) -> Model:
+        """The model of one call that is within its limits. Raises: InvalidRequest, PromptRequired."""
+        model = self.of(request.model)
+        model.limits.check(request)
+        return model
 
     def default(self, wished: str, with_keys: Container[str]) -> str:
         """The model of a request that names none: the operator's wish, else the documents' one, else `builtin`.

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
 
+from msgspec import structs
+
 from store import model_settings, own_keys, templates
 from store.errors import InvalidValue, NoProviderKey
 from store.generation.catalog import Catalog
@@ -166,7 +168,8 @@ def _draft(
         steps=parameters.steps, seed=parameters.seed, watermark=parameters.watermark, references=shown,
         options=parameters.options or {},
     )  # fmt: skip
-    limits.check(request, most=limits.max_n)
+    # Where the model writes no watermark, it is written on the picture.
+    limits.check(request if limits.has_watermark else structs.replace(request, watermark=None), most=limits.max_n)
     _check_texts(request)
     drawn_with = parameters.seed
     if drawn_with is None and limits.has_seed:

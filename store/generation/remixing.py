@@ -18,11 +18,14 @@ def fitted(
     """`layer` as `model` can draw it, and the names of what was left out. What the request itself says is not judged
     here: it is refused later, if it has to be."""
     limits, kept = model.limits, {name: value for name, value in layer.items() if name not in given}
+    options = {
+        name: value for name, value in (layer.get("options") or {}).items() if name not in given.get("options", ())
+    }
     if {"image_size", "width", "height"} & given.keys():
         kept.pop("width", None), kept.pop("height", None)
     request = Request(
         model=model.id, prompt=prompt, width=1, height=1, negative_prompt=kept.get("negative_prompt"),
-        watermark=kept.get("watermark"), options=kept.get("options") or {},
+        options=options,
     )  # fmt: skip
     dropped = list(limits.dropped(request))
     steps = kept.get("steps")
@@ -36,6 +39,5 @@ def fitted(
     shown = [*(given.get("references") or kept.get("references") or ()), *(kept.get("images") or ())]
     if len(shown) > limits.max_references:
         dropped += [name for name in ("references", "images") if kept.get(name)]
-    options = {name: value for name, value in (kept.get("options") or {}).items() if name not in dropped}
-    fitting = {name: value for name, value in kept.items() if name not in dropped}
-    return ({**fitting, "options": options} if "options" in fitting else fitting), dropped
+    kept["options"] = {name: value for name, value in options.items() if name not in dropped}
+    return {name: value for name, value in kept.items() if name not in dropped}, dropped

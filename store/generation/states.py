@@ -35,7 +35,7 @@ case when q.worker is not null then q.provider_position else (
 _GENERATIONS: Final = f"""
 select h.epoch, h.version, j.id, j.state, (select row_to_json(d) from (select {projection("jobs", "j")}) d)::text,
   {_IMAGES}, q.progress, case when q.job_id is not null then {_POSITION} end,
-  j.price_tenths - j.refunded_tenths, j.refunded_tenths
+  j.price_tenths - j.refunded_tenths, j.refunded_tenths, j.error_code
 from (select sync_epoch_now() as epoch, coalesce(
   (select s.version from sync_user s where s.user_id = $1), 0) as version) h
 cross join unnest($2::uuid[]) with ordinality w (id, at)
@@ -43,7 +43,8 @@ join jobs j on j.id = w.id and j.owner_id = $1 left join queue q on q.job_id = j
 """
 #: $1 ids, $2 whether places in the queue are to be counted.
 _STATES: Final = f"""
-select j.id, j.state, q.progress, case when $2 or q.worker is not null then {_POSITION} end
+select j.id, j.state, q.progress, case when $2 or q.worker is not null then {_POSITION} end,
+  coalesce(q.worker is not null, false)
 from jobs j left join queue q on q.job_id = j.id where j.id = any($1::uuid[])
 """
 
@@ -59,6 +60,7 @@ class Generation(NamedTuple):
     images: tuple[bytes, ...]
     cost_tenths: int
     refunded_tenths: int
+    error_code: str | None
 
     @property
     def is_over(self) -> bool:
@@ -71,6 +73,8 @@ class State(NamedTuple):
     state: str
     progress: float | None
     queue_position: int | None
+    is_taken: bool
+    """Whether somebody works on it."""
 
     @property
     def is_over(self) -> bool:
@@ -92,13 +96,13 @@ async def generations(
 
 
 def _generation(row: Any, documents: Documents) -> Generation:
-    epoch, version, row_id, state, source, sources, progress, position, cost, refunded = row
+    epoch, version, row_id, state, source, sources, progress, position, cost, refunded, error_code = row
     images = tuple(documents.row("images", image).document for image in sources)
     rest = {"progress": 1.0 if state == "completed" else progress, "queue_position": position}
     document = b'%s,"images":[%s],%s' % (
         documents.row("jobs", source).document[:-1], b",".join(images), msgspec.json.encode(rest)[1:],
     )  # fmt: skip
-    return Generation(Bookmark(epoch, version), row_id, state, document, images, cost, refunded)
+    return Generation(Bookmark(epoch, version), row_id, state, document, images, cost, refunded, error_code)
 
 
 async def states(primary: Primary, ids: Iterable[uuid.UUID], *, count_places: bool) -> dict[uuid.UUID, State]:

@@ -8,12 +8,12 @@ __all__ = ["Tally"]
 
 
 class Tally(msgspec.Struct):
-    """Since the runner started. `attempts` and `seconds` by "provider outcome", an outcome being `done` or the code of
-    an error; `jobs` by "provider state"."""
+    """Since the runner started. `attempts` and `attempt_seconds` are by "provider outcome", an outcome being `done` or
+    the code of an error; `jobs` by "provider state"."""
 
     jobs: dict[str, int] = {}
     attempts: dict[str, int] = {}
-    seconds: dict[str, float] = {}
+    attempt_seconds: dict[str, float] = {}
 
     def saw_job(self, provider: str, state: str) -> None:
         key = f"{provider} {state}"
@@ -22,4 +22,4 @@ class Tally(msgspec.Struct):
     def saw_attempt(self, provider: str, outcome: str, seconds: float) -> None:
         key = f"{provider} {outcome}"
         self.attempts[key] = self.attempts.get(key, 0) + 1
-        self.seconds[key] = self.seconds.get(key, 0.0) + seconds
+        self.attempt_seconds[key] = self.attempt_seconds.get(key, 0.0) + seconds

@@ -15,26 +15,30 @@ import msgspec
 from store.errors import InvalidValue
 from store.generation.errors import InvalidRequest
 
-__all__ = ["MAX_JOBS", "Parameters", "Wanted", "layered", "said", "size_of"]
+__all__ = ["MAX_JOBS", "Name", "Parameters", "Wanted", "Whole", "layered", "said", "size_of"]
 
 MAX_JOBS: Final = 50
 """Most jobs of one request."""
 _MAX_PICTURES: Final = 64
 
+Whole = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Name = Annotated[str, msgspec.Meta(max_length=200)]
 _Prompts = Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_JOBS)]
 _Ids = Annotated[list[uuid.UUID], msgspec.Meta(max_length=_MAX_PICTURES)]
-_Options = Annotated[dict[str, str | int | float | bool], msgspec.Meta(max_length=20)]
+_Models = Annotated[list[Name], msgspec.Meta(min_length=1, max_length=MAX_JOBS)]
+_Option = str | Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | float | bool
+_Options = Annotated[dict[str, _Option], msgspec.Meta(max_length=20)]
 
 
 class Parameters(msgspec.Struct, kw_only=True):
     """How a prompt is to be drawn; None: not said."""
 
-    n: int | None = None
+    n: Whole | None = None
     image_size: Literal["512x512", "768x768", "1024x1024", "1536x1536"] | None = None
-    width: int | None = None
-    height: int | None = None
-    steps: int | None = None
-    seed: int | None = None
+    width: Whole | None = None
+    height: Whole | None = None
+    steps: Whole | None = None
+    seed: Whole | None = None
     negative_prompt: str | None = None
     watermark: str | None = None
     references: _Ids | None = None
@@ -52,14 +56,14 @@ class Wanted(Parameters, kw_only=True, forbid_unknown_fields=True):
 
     prompt: str | None = None
     prompts: _Prompts | None = None
-    template: str | None = None
+    template: Name | None = None
     variables: dict[str, str] | None = None
     remix_of: uuid.UUID | None = None
     """A job or a picture, drawn again with all its parameters but the seed."""
     variation_of: uuid.UUID | None = None
     """A picture to start from, which the new ones descend from."""
-    model: str | None = None
-    models: _Prompts | None = None
+    model: Name | None = None
+    models: _Models | None = None
 
     def check(self) -> None:
         """Refuse what contradicts itself.

@@ -25,8 +25,8 @@ class Work:
 
     def __init__(self, job: Claimed) -> None:
         self.job = job
-        #: Whether a provider was asked, or may have been: then it is resumed, not begun again.
-        self.is_begun = False
+        #: Whether a provider was asked, or may have been by an earlier worker: then it is resumed, not begun again.
+        self.is_begun = job.fence > 1
         #: Its last transaction is under way, which finds out by itself whether the job is still ours.
         self.is_ending = False
         #: Outcomes that nobody knows: each may have been paid for.

@@ -25,7 +25,7 @@ _LOCK: Final = 0x5045_5255_5345
 _ATTEMPTS: Final = 5
 #: Tables whose rows have objects.
 _OBJECTS: Final = ("images", "reference_images")
-#: The triggers of triggers.sql, which are on in every session, and those of jobs.sql.
+#: The triggers of triggers.sql, which are on in every session, and those of jobs.sql and webhooks.sql.
 _ALWAYS: Final = (
     "sync_insert_delete", "sync_update", "sync_truncate", "sync_stamp", "account_open", "object_gone", "object_changed",
 )  # fmt: skip
@@ -34,6 +34,7 @@ _OF_JOBS: Final = (
     "account_gone", "job_created", "job_changing", "job_ended", "job_deleting",
     "job_images_gone",
 )  # fmt: skip
+_OF_WEBHOOKS: Final = ("webhook_job_ended", "webhook_image_trashed", "webhook_images_removed", "webhook_credits_low")
 #: Whether the triggers are those of mark $1, and all $2 of them are there and switched on: $3 always, $4 at least.
 _IS_COMPLETE: Final = """
 select obj_description(to_regproc('sync_note')) = $1 and $2 = (
@@ -89,8 +90,8 @@ async def _run(engine: AsyncEngine) -> None:
         schema = await raw.fetchval("select quote_ident(current_schema())")
         source = triggers(schema)
         mark = hashlib.sha256(f"{source}{REPLICATED}".encode()).hexdigest()
-        count = 3 * len(REPLICATED) + 2 * len(_OBJECTS) + 2 + len(_OF_JOBS)
-        if await raw.fetchval(_IS_COMPLETE, mark, count, _ALWAYS, _OF_JOBS):
+        count = 3 * len(REPLICATED) + 2 * len(_OBJECTS) + 2 + len(_OF_JOBS) + len(_OF_WEBHOOKS)
+        if await raw.fetchval(_IS_COMPLETE, mark, count, _ALWAYS, _OF_JOBS + _OF_WEBHOOKS):
             return
         await raw.execute(source)
         for kind, columns in REPLICATED.items():
@@ -103,9 +104,9 @@ async def _run(engine: AsyncEngine) -> None:
 
 
 def triggers(schema: str) -> str:
-    """The text of triggers.sql and jobs.sql for a schema (its quoted name)."""
+    """The text of triggers.sql, jobs.sql and webhooks.sql for a schema (its quoted name)."""
     folder = resources.files("store")
-    source = "\n".join(folder.joinpath(name).read_text() for name in ("triggers.sql", "jobs.sql"))
+    source = "\n".join(folder.joinpath(name).read_text() for name in ("triggers.sql", "jobs.sql", "webhooks.sql"))
     return source.replace("{schema}", schema)
 
 

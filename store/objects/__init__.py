@@ -11,6 +11,7 @@ s3_names.py        settings under the names of S3's and R2's own tools
 signing.py         URLs that end: of CloudFront, of the bucket, of the gateway
 fetch.py           bytes from a URL that somebody else chose; addresses.py, allowed.py: which ones
 pictures.py        what bytes are: format, size, thumbnail and placeholder
+stored.py          what a row says about its picture
 finishing.py       what a provider sent becomes what is kept; watermark.py, provenance.py: what is put into it
 picture_process.py pictures read in processes of their own; picture_worker.py: one of them, within limits
 reconcile.py       do rows and objects agree

@@ -21,7 +21,7 @@ from store.errors import FetchError, FetchFailed, FetchRefused, FetchTooLarge
 from store.objects.addresses import is_public
 from store.objects.allowed import is_allowed, is_trusted
 
-__all__ = ["Fetched", "Fetcher"]
+__all__ = ["Fetched", "Fetcher", "PrivateAddress", "public_socket"]
 
 _PORT: Final = 443
 _MAX_HOPS: Final = 4  # the URL itself and three redirects
@@ -42,8 +42,9 @@ class Fetched:
     data: bytes
 
 
-class _PrivateAddress(Exception):
-    """Not an OSError: those make the connector try the next address of the name."""
+class PrivateAddress(Exception):
+    """Raised where a connection to a private address would begin. Not an OSError: those make the connector try the next
+    address of the name."""
 
 
 class Fetcher:
@@ -133,7 +134,7 @@ class Fetcher:
                     raise FetchTooLarge(f"{url.raw_host} sends {answer.content_length} bytes, over {self._max_bytes}")
                 content_type = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
                 return Fetched(str(url), content_type, await self._body(url, answer))
-        except _PrivateAddress:
+        except PrivateAddress:
             raise FetchRefused(f"{url.raw_host} has an address that is not public") from None
         except FetchError:
             raise
@@ -153,7 +154,7 @@ class Fetcher:
 
     def _session(self, *, is_guarded: bool) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            socket_factory=_public_socket if is_guarded else None,
+            socket_factory=public_socket if is_guarded else None,
             resolver=self._resolver,
             use_dns_cache=False,
             force_close=True,
@@ -176,9 +177,9 @@ def _parsed(text: str) -> URL:
     return URL(text, encoded=text.isascii() and text.isprintable() and " " not in text)
 
 
-def _public_socket(info: _AddressInfo) -> socket.socket:
+def public_socket(info: _AddressInfo) -> socket.socket:
     """A socket for this address and no other: the connector connects it to what is checked here."""
     family, kind, protocol, _, address = info
     if family not in (socket.AF_INET, socket.AF_INET6) or not is_public(str(address[0])):
-        raise _PrivateAddress
+        raise PrivateAddress
     return socket.socket(family=family, type=kind, proto=protocol)

@@ -29,12 +29,15 @@ class PictureProcess:
         *,
         max_workers: int = 1,
         max_waiting: int = 16,
-        time_limit_s: float = 20.0,
+        time_limit_s: float = 60.0,
         memory_limit_bytes: int = 2 * 2**30,
         max_bytes: int = MAX_BYTES,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        """`time_limit_s` counts from when a worker has the picture, not while it waits for one."""
+        """`time_limit_s` counts from when a worker has the picture, not while it waits for one: the largest take a
+        second of CPU, with a watermark several, and a busy machine gives a worker a tenth of a core. A single worker
+        leaves the other core of a small machine to readers.
+        """
         self._prepare = functools.partial(prepare, max_bytes=max_bytes, max_pixels=max_pixels)
         self._finish = functools.partial(finish, max_bytes=max_bytes, max_pixels=max_pixels)
         self._max_bytes, self._max_waiting, self._waiting = max_bytes, max_waiting, 0

@@ -25,6 +25,8 @@ _START_LIMIT_S: Final = 60.0
 """A start takes 0.2 s; on a machine that swaps, or under a debugger, it may take much longer."""
 
 _PR_SET_PDEATHSIG: Final = 1
+_NICE: Final = 10
+"""Beside a process of the usual priority it gets a tenth of a core: readers wait for nobody's picture."""
 
 _Result = TypeVar("_Result")
 
@@ -115,13 +117,18 @@ class PictureWorker:
 
 
 def _confine(parent_pid: int, memory_limit_bytes: int) -> None:
-    """Runs first in the process: dies with its parent, leaves Ctrl-C to it, and cannot take all memory."""
+    """Runs first in the process: dies with its parent, leaves Ctrl-C to it, goes behind whoever answers requests, and
+    cannot take all memory."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         # Counts from the parent *thread* that started the process: the one that runs the event loop.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:  # It died before the line above could tell.
             os._exit(1)
+    os.nice(_NICE)
+    if sys.platform == "linux":
+        with suppress(OSError):  # Some containers forbid it.
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # It never interrupts another one.
     # No file with a user's picture in it when Pillow crashes.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with suppress(ValueError, OSError):  # macOS has no such limit.

@@ -20,7 +20,7 @@ import asyncpg
 
 from actors import Outcome
 from actors.active import Active
-from actors.errors import Behind, CallError
+from actors.errors import Behind, CallError, ReplicaBroken
 from actors.replicas import Answer
 from store.documents import Documents
 from store.epoch import Bookmark, rotate
@@ -166,8 +166,8 @@ class Stage:
         assert answer.page.body is not None
         assert parse(answer.page.body)["images"] == gallery(expected), f"page of {user} at {cursor}"
         try:
-            found = replica_state(self._active(user).replica._connection)
-        except (sqlite3.DatabaseError, UnicodeDecodeError):
+            found = replica_state(self._active(user).replica._use())
+        except (sqlite3.DatabaseError, UnicodeDecodeError, ReplicaBroken):
             # The page above was still good; what is behind it will be found out when it is needed.
             assert user in self._damaged
             self.fleet.replicas.reseed(user)
@@ -232,6 +232,14 @@ class Stage:
 
     async def passivate(self, user: str) -> None:
         self.fleet.replicas.passivate(user)
+
+    async def rest(self, user: str) -> None:
+        """What a host without room does: pages are packed, and the connection is given back."""
+        active = self.fleet.replicas._active.get(user)
+        if active is not None:
+            active.replica.pack()
+            active.replica.rest()
+            self.seen["rest"] += 1
 
     async def restart(self, *, has_other_documents: bool) -> None:
         """Close and open; with other documents, as a base for URLs is set or unset, all files are made again."""
@@ -357,7 +365,7 @@ class Stage:
         for user in USERS:
             await self._read(user, None)
         await self.sweep()
-        rows = [key for user in USERS for key in replica_state(self._active(user).replica._connection)]
+        rows = [key for user in USERS for key in replica_state(self._active(user).replica._use())]
         assert len(rows) == len(set(rows))
         for user in USERS:
             await self.check_split(user)

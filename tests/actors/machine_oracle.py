@@ -165,10 +165,12 @@ def _job(row: Any) -> Shown:
         "image_ids": [str(i) for i in row["image_ids"]],
         "error": {"code": row["error_code"], "message": row["error_message"] or ""} if has_failed else None,
         "batch_id": _text(row["batch_id"]),
+        "hidden_at": _time(row["hidden_at"]),
         "created_at": _time(row["created_at"]),
         "updated_at": _time(row["updated_at"]),
     }
-    return Shown(document, {name: _plain(row[name]) for name in ("state", "hidden_at", "created_at")})
+    filters = {name: _plain(row[name]) for name in ("state", "model", "kind", "hidden_at", "created_at")}
+    return Shown(document, filters | {"batch_id": document["batch_id"]})
 
 
 def _account(row: Any) -> Shown:

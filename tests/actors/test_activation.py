@@ -61,7 +61,7 @@ async def test_a_user_without_a_row_is_answered_with_nothing(fleet: Fleet, histo
     answer = await fleet.read("nobody")
     assert (answer.cursor.version, shown(answer)) == (0, [])
     await fleet.replicas.sweep()
-    assert fleet.metrics.pulls == 1
+    assert fleet.metrics.pulls == 0
 
     _, bookmark = await history.write(["nobody"], lambda c: add_image(c, "nobody", "the first"))
     answer = await fleet.read("nobody", bookmark)
@@ -356,11 +356,9 @@ async def test_a_reader_whose_replica_is_closed_meanwhile_still_gets_its_floor(
         reading = asyncio.create_task(read_now(fleet, "ana", bookmark))
         await until(hold.waiting)
         fleet.clock.move(1)
-        other = asyncio.create_task(read_now(fleet, "bob"))
-        await until(lambda: _is(hold, 2))
+        await read_now(fleet, "bob")
 
     answer = await reading
-    await other
     await fleet.close()
     history.check("ana", answer)
     assert position(answer.cursor) == bookmark

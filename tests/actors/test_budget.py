@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
 
@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors import activation
-from actors.budget import ACTIVE_BYTES, Budget, Reopenings, sqlite_bytes
+from actors.budget import ACTIVE_BYTES, CONNECTION_BYTES, Budget, Reopenings, sqlite_bytes
 from actors.errors import Overloaded
-from actors.replica import Replica
+from actors.replica import Replica, Room
 from actors.sync import Active
 from store.gallery import GalleryQuery, encode_query
 from store.primary import Primary
@@ -45,7 +45,7 @@ def test_sqlite_itself_says_how_much_its_connections_use(tmp_path: Path) -> None
 
 
 def test_pages_kept_and_pythons_own_bytes_are_in_the_budget() -> None:
-    """Each replica and each page counts from its coming to its going."""
+    """Each replica, connection and page counts from its coming to its going."""
     budget = Budget(max_bytes=sqlite_bytes() + 3 * ACTIVE_BYTES, max_open=100)
     empty = budget.used_bytes
     first, second = an_active(), an_active()
@@ -54,13 +54,16 @@ def test_pages_kept_and_pythons_own_bytes_are_in_the_budget() -> None:
     budget.add(second)
     assert budget.used_bytes == empty + 2 * ACTIVE_BYTES
     assert (budget.is_full(), budget.is_over()) == (False, False)
-    budget.keep(ACTIVE_BYTES)
+    budget.keep(first.replica, ACTIVE_BYTES)
     assert (budget.is_full(), budget.is_over()) == (True, False)
-    budget.keep(1)
+    budget.keep(first.replica, 1)
     assert (budget.is_full(), budget.is_over()) == (True, True)
     assert budget.kept_bytes == ACTIVE_BYTES + 1
 
-    budget.keep(-budget.kept_bytes)
+    budget.keep(first.replica, -budget.kept_bytes)
+    budget.connected(first.replica)
+    assert budget.used_bytes == empty + 2 * ACTIVE_BYTES + CONNECTION_BYTES
+    budget.disconnected(first.replica)
     budget.remove(first)
     budget.remove(second)
     assert budget.used_bytes == empty
@@ -80,7 +83,7 @@ async def test_open_replicas_stay_within_their_bytes(database: str, primary: Pri
     mission: 129, 130, 221
     """
     users = await given_users(primary, 12, 30)
-    room = 700_000
+    room = 40_000
     fleet = await Fleet(tmp_path / "replicas", database, max_bytes=sqlite_bytes() + room).open()
     for _ in range(2):
         for user in users:
@@ -98,8 +101,9 @@ async def test_open_replicas_stay_within_their_bytes(database: str, primary: Pri
     assert fleet.replicas.life.budget.kept_bytes == 0
 
 
-async def test_pages_that_were_kept_push_out_replicas_too(database: str, primary: Primary, tmp_path: Path) -> None:
-    """Nothing is opened, and still there is too much: the next sweep closes some."""
+async def test_pages_that_were_kept_push_out_others(database: str, primary: Primary, tmp_path: Path) -> None:
+    """Nothing is opened, and still there is too much: the next sweep makes room, and closes replicas only when
+    nothing else is left to give."""
     users = await given_users(primary, 4, 200)
     fleet = await Fleet(tmp_path / "replicas", database).open()
     for user in users:
@@ -111,10 +115,13 @@ async def test_pages_that_were_kept_push_out_replicas_too(database: str, primary
     for limit in range(150, 156):
         await fleet.read(users[0], query=encode_query(GalleryQuery(limit=limit)))
     assert budget.is_over()
-    closed = fleet.replicas.life.close_idle()
-
-    assert closed >= 1
+    assert fleet.replicas.life.close_idle() == 0
     assert not budget.is_over()
+    assert fleet.metrics.passivations == {}
+
+    budget.max_bytes = 4 * ACTIVE_BYTES
+    closed = fleet.replicas.life.close_idle()
+    assert closed >= 1
     assert fleet.metrics.passivations == {"pressure": closed}
     await fleet.close()
 
@@ -295,9 +302,9 @@ async def cramped(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     fleet = await Fleet(tmp_path / "replicas", database, max_active=2).open()
     real = Replica.open
 
-    def slow(path: Path, user: str, version: int, on_kept: Callable[[int], None]) -> Replica:
+    def slow(path: Path, user: str, version: int, room: Room) -> Replica:
         fleet.clock.move(0.1)
-        return real(path, user, version, on_kept)
+        return real(path, user, version, room)
 
     monkeypatch.setattr(activation.Replica, "open", slow)
     yield fleet

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from actors import host as host_module
+from actors.folder import ReplicaFolder
 from actors.host import ReplicaHost
 from store.erasure import erase
 from store.primary import Primary
@@ -90,3 +92,39 @@ async def test_a_file_that_comes_late_goes_too(start_host: StartHost, primary: P
     await until(lambda: not files_of(host, "ana"))
     await client.close()
     await host.stop()
+
+
+async def test_files_of_hosts_that_never_come_back_go_too(
+    start_host: StartHost, primary: Primary, history: History
+) -> None:
+    """By the hand of a host beside them; nobody else's go, and nothing of a folder that somebody holds. mission: 129"""
+    gone = await start_host(1)
+    client = await a_client(primary)
+    for user in ("ana", "bob"):
+        await history.write([user], lambda c, user=user: add_image(c, user, f"of {user}"))
+        await read(client, user)
+    await client.close()
+    await gone.stop()
+    left = files_of(gone, "ana")
+    assert left
+    staging = left[0].with_suffix(".staging")
+    staging.write_bytes(b"half of a seed")
+    held = ReplicaFolder.claim(gone._replicas._folder.path.parent, "zombie:0", generation=1)
+    theirs = held.next_path("ana")
+    theirs.write_bytes(b"a replica")
+    host = await start_host(0)
+
+    await erase(primary, "ana")
+
+    await until(lambda: not files_of(gone, "ana"))
+    assert not staging.exists()
+    assert files_of(gone, "bob")
+    await asyncio.sleep(0.2)
+    assert theirs.exists()
+    held.release()
+    await until(lambda: not theirs.exists())
+    await host.stop()
+    back = await start_host(1)
+    assert back._replicas._folder.path == gone._replicas._folder.path
+    assert files_of(back, "bob")
+    await back.stop()

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from actors.schema import SCHEMA
-from store.gallery import Position, for_sqlite, page_token, parse_gallery_query
+from store.gallery import parse_gallery_query
+from store.job_lists import parse_jobs_query
+from store.lists import Position, for_sqlite, page_token
 
+_ID = "00000000-0000-4000-8000-000000000000"
 _FILTERS = ({"starred": "true"}, {"model": "builtin"}, {"visibility": "public"})
 
 
@@ -31,9 +34,7 @@ def test_filtered_page_is_searched_not_scanned(
     """Each filter has an index in the order of the page: rows that do not match are never looked at, nor sorted."""
     asked = {**filters, "sort": sort}
     if is_deep:
-        asked["page_token"] = page_token(
-            parse_gallery_query(asked), Position(1, "0" * 8 + "-0000-4000-8000-" + "0" * 12)
-        )
+        asked["page_token"] = page_token(parse_gallery_query(asked), Position(1, _ID))
     sql, values = for_sqlite(parse_gallery_query(asked))
 
     plan = [row[3] for row in replica.execute(f"explain query plan {sql}", values)]
@@ -41,3 +42,46 @@ def test_filtered_page_is_searched_not_scanned(
     (name,) = filters
     assert len(plan) == 1
     assert plan[0].startswith(f"SEARCH images USING INDEX images_{name} ({name}=?")
+
+
+_JOB_FILTERS = (
+    {},
+    {"state": "failed"},
+    {"model": "m"},
+    {"kind": "IMAGE_TO_IMAGE"},
+    {"batch": _ID},
+    {"state": "failed", "model": "m", "kind": "IMAGE_TO_IMAGE", "batch": _ID},
+)
+
+
+@pytest.mark.parametrize("filters", _JOB_FILTERS, ids=lambda filters: "+".join(filters) or "none")
+@pytest.mark.parametrize("sort", ["newest", "oldest"])
+@pytest.mark.parametrize("place", ["first", "span", "deep"])
+def test_jobs_that_do_not_match_are_told_by_the_index(
+    replica: sqlite3.Connection, filters: dict[str, str], sort: str, place: str
+) -> None:
+    """One index for all filters, in the order of the page: nothing is sorted, and no row is read that does not match.
+
+    mission: 110, 142
+    """
+    asked = {**filters, "sort": sort}
+    if place == "span":
+        asked |= {"from": "2026-01-01", "to": "2026-02-01"}
+    elif place == "deep":
+        asked["page_token"] = page_token(parse_jobs_query(asked, "prompts"), Position(1, _ID))
+    sql, values = for_sqlite(parse_jobs_query(asked, "prompts"))
+
+    plan = [row[3] for row in replica.execute(f"explain query plan {sql}", values)]
+
+    assert len(plan) == 1
+    how = "SCAN" if place == "first" else "SEARCH"
+    assert plan[0].startswith(f"{how} jobs USING INDEX jobs_history")
+
+
+def test_hidden_jobs_have_an_index_of_their_own(replica: sqlite3.Connection) -> None:
+    """They are few, and the others are not in the way."""
+    sql, values = for_sqlite(parse_jobs_query({"hidden": "1", "state": "failed"}, "generations"))
+
+    plan = [row[3] for row in replica.execute(f"explain query plan {sql}", values)]
+
+    assert plan == ["SCAN jobs USING INDEX jobs_hidden"]

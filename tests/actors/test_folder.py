@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -136,3 +138,38 @@ def test_a_name_whose_log_is_still_there_is_not_used_again(folder: ReplicaFolder
     path.unlink()
 
     assert folder.next_path("ana") != path
+
+
+def test_a_folder_that_is_tidied_is_not_taken_for_one_in_use(tmp_path: Path, folder: ReplicaFolder) -> None:
+    """A host that starts meanwhile waits: another folder would cost a seed of every user."""
+    kept = put(folder, "ana")
+    folder.release()
+    tidying, done = (folder.path / "lock").open(), threading.Event()
+    fcntl.flock(tidying, fcntl.LOCK_SH)
+
+    def finish() -> None:
+        done.wait(10)
+        tidying.close()
+
+    threading.Thread(target=finish).start()
+    threading.Timer(0.1, done.set).start()
+    with releasing(ReplicaFolder.claim(tmp_path, "node:0", generation=2)) as claimed:
+        assert done.is_set()
+        assert claimed.path == folder.path
+        assert claimed.find("ana") == kept
+
+
+def test_files_go_from_folders_that_nobody_has(tmp_path: Path, folder: ReplicaFolder) -> None:
+    """Of the users that are named; whatever else lies there stays."""
+    with releasing(ReplicaFolder.claim(tmp_path, "node:1", generation=1)) as other:
+        names = [put(other, user) for user in ("ana", "ana", "bob")]
+        assert folder.delete_in_abandoned(["ana"]) == 0
+    names[0].with_name(names[0].name + "-wal").write_text("a log")
+    (tmp_path / "notes").mkdir()
+    mine = put(folder, "ana")
+
+    assert folder.delete_in_abandoned(["ana", "nobody"]) == 3
+
+    assert [path.exists() for path in names] == [False, False, True]
+    assert mine.exists()
+    assert folder.delete_in_abandoned(["ana"]) == 0

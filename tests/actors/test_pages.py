@@ -16,7 +16,7 @@ from actors.active import Active
 from actors.client import ReplicaClient
 from actors.errors import CallError
 from actors.host import ReplicaHost
-from actors.messages import Outcome, PageHead, PageState
+from actors.messages import Outcome, PageHead, PageState, Terms
 from actors.pages import Page, Pages
 from actors.slots import FIRST, Slots
 from store.epoch import Bookmark
@@ -214,6 +214,28 @@ def test_the_first_kept_go_first_and_a_page_takes_the_place_of_its_older_self(ho
     assert pages.bytes == full
 
 
+def test_who_comes_once_does_not_push_out_who_comes_often(host: Host) -> None:
+    """Served from here or asked for over the wire: a page that was wanted again stays another round."""
+    pages = Pages(20 * 4_000)
+    host.swept()
+    active = host.opened()
+    regulars = [f"regular-{n}" for n in range(8)]
+    for user in regulars:
+        kept(pages, host, active, user=user, body=b"x" * 2_400)
+
+    for n in range(200):
+        kept(pages, host, active, user=f"crowd-{n}", body=b"x" * 2_400)
+        for user in regulars[:4]:
+            assert pages.glance(user, QUERY, None, ANY_AGE) is not None, f"{user} went after {n}"
+        for user in regulars[4:]:
+            page = pages.get(user, QUERY)
+            assert page is not None, f"{user} went after {n}"
+            pages.keep(user, QUERY, page, b"", host.head(active))
+
+    assert pages.bytes <= 20 * 4_000
+    assert pages.get("crowd-0", QUERY) is None
+
+
 @pytest.mark.parametrize("max_bytes", [0, 1_000])
 def test_a_page_larger_than_all_room_is_not_kept(host: Host, max_bytes: int) -> None:
     pages = Pages(max_bytes)
@@ -316,7 +338,7 @@ async def test_a_change_is_asked_for_as_soon_as_its_host_has_it(start_host: Star
             await until(lambda: is_at_hand(client))
             _, bookmark = await primary.write("ana", lambda c: add_image(c, "ana", "more"))
 
-            await other.read("ana", ALL, bookmark, timeout_s=5, max_wait_ms=5000)
+            await other.read("ana", ALL, bookmark, Terms(max_wait_ms=5000), timeout_s=5)
 
             assert client.glance("ana", ALL, None) is None
 

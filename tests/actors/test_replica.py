@@ -15,7 +15,8 @@ import pytest
 
 from actors import replica as replica_module
 from actors.errors import DiskFull, QueryTooCostly, ReplicaBroken
-from actors.replica import KEPT_BYTES, KEPT_PAGES, Applied, Replica, delete_files
+from actors.replica import KEPT_BYTES, KEPT_PAGES, Applied, Replica
+from actors.replica_file import delete_files
 from actors.schema import APPLICATION_ID, SCHEMA, user_version
 from store.changes import Cursor
 from store.documents import Documents
@@ -64,7 +65,8 @@ def image(n: int, prompt: str = "", **columns: object) -> Applied:
 def account(balance_tenths: int) -> Applied:
     source = {
         "owner_id": "ana", "plan": "free", "balance_tenths": balance_tenths, "held_tenths": 0,
-        "storage_used_bytes": 0, "updated_at": 1_700_000_000_000_000,
+        "storage_used_bytes": 0, "day_budget_tenths": None, "month_budget_tenths": None,
+        "updated_at": 1_700_000_000_000_000,
     }  # fmt: skip
     return Applied("accounts", "ana", DOCUMENTS.row("accounts", json.dumps(source)))
 

@@ -312,6 +312,8 @@ class Model:
             active.must_pull = False  # as a reader does whom the primary did not answer in time
         elif name == "pull" and active is not None:
             self.tasks.append(self.sync.pull_soon(active))
+        elif name == "look" and active is not None:
+            self.tasks.append(asyncio.ensure_future(self.sync.verify(active)))
         elif name == "close" and active is not None:
             self.close(active)
         elif name == "read" and active is not None and not active.must_pull:
@@ -351,7 +353,7 @@ class Model:
 
 
 # Simple ones often, so that the rare ones meet something.
-STEPS = ("read",) * 4 + ("arrive",) * 4 + ("write", "open", "pull", "sweep") * 2 + ("close", "reset", "give up")
+STEPS = ("read",) * 4 + ("arrive",) * 4 + ("write", "open", "pull", "look", "sweep") * 2 + ("close", "reset", "give up")
 
 
 @settings(max_examples=400, deadline=None)
@@ -360,7 +362,7 @@ STEPS = ("read",) * 4 + ("arrive",) * 4 + ("write", "open", "pull", "sweep") * 2
     st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 2 * len(USERS) - 1)), min_size=20, max_size=80),
 )
 def test_what_a_stamp_allows_is_the_newest_applied_and_was_the_head(count: int, steps: list[tuple[str, int]]) -> None:
-    """Opening, pulls and sweeps whose answers come in any order, writes, resets, closing, too few slots."""
+    """Opening, pulls, looks and sweeps whose answers come in any order, writes, resets, closing, too few slots."""
     slots = Slots(shared := bytearray(8 * (FIRST + count)))
     words = memoryview(shared).cast("Q")
     model = Model(slots)
@@ -389,10 +391,16 @@ STORIES: dict[str, tuple[list[tuple[str, int]], list[int]]] = {
     "nothing changes": ([("sweep", 0), ("arrive", 0)], [0]),
     "a pull finds it as it was": ([("pull", 0), ("arrive", 0)], [0]),
     "a pull brings a change": ([("write", 0), ("pull", 0), ("arrive", 0)], []),
+    "a look finds it as it was": ([("look", 0), ("arrive", 0)], [0]),
+    "a look finds it behind": ([("write", 0), ("look", 0), ("arrive", 0), ("arrive", 0)], []),
     "a sweep finds it behind": ([("write", 0), ("sweep", 0), ("arrive", 0)], []),
     "another is opened, behind, while a sweep is under way": (
         [("write", 1), ("sweep", 0), ("open", 3), ("give up", 1), ("read", 1), ("arrive", 0)],
         [0],
+    ),
+    "a sweep's answer is older than a pull's": (
+        [("sweep", 0), ("write", 0), ("pull", 0), ("arrive", 1), ("read", 0), ("arrive", 0)],
+        [1],
     ),
     "it closes": ([("close", 0)], []),
     "its history is not the primary's": ([("reset", 0), ("pull", 0), ("arrive", 0)], []),

@@ -43,6 +43,7 @@ _READERS = st.one_of(
 _TROUBLES = st.one_of(
     _thing("crash", user=_users, moment=st.sampled_from(get_args(Crash)), seed=st.integers(0, 99)),
     _thing("passivate", user=_users),
+    _thing("rest", user=_users),
     _thing("restart", has_other_documents=st.booleans()),
     _thing("damage", user=_users, how=st.sampled_from(get_args(Damage))),
     _thing("trim", user=_users, keep=st.integers(0, 3)),
@@ -102,7 +103,7 @@ _SEEN = (
     "rename image", "delete user", "LockNotAvailableError", "SerializationError", "UniqueViolationError",
     "commit beside a reader", "pokes", "sweeps",
     "crash before", "crash during", "crash after", "torn logs", "other documents", "trimmed versions", "rotations",
-    "restores", "the same version in another history", "splits", "reset: epoch", "reset: ahead", "reset: nonce",
+    "rest", "restores", "the same version in another history", "splits", "reset: epoch", "reset: ahead", "reset: nonce",
     "reset: horizon", "reset: bulk",
 )  # fmt: skip
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from actors import sync as sync_module
 from actors.errors import CallError, Seeding
+from actors.messages import Event
 from actors.replicas import Answer
 from store.epoch import Bookmark
 from store.gallery import GalleryQuery, encode_query
@@ -225,6 +227,56 @@ async def test_a_sweep_finds_what_was_written_by_plain_sql(fleet: Fleet, primary
     assert fleet.metrics.pulls == pulls + 1
     await fleet.replicas.sweep()
     assert fleet.metrics.pulls == pulls + 1
+
+
+async def test_a_sweep_of_many_asks_for_some_at_a_time(
+    fleet: Fleet, primary: Primary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And misses none of them, nor of those who are watched and sleep; each is as young as its own question.
+
+    mission: 134
+    """
+    monkeypatch.setattr(sync_module, "_BATCH", 3)
+    users = [f"user-{n}" for n in range(10)]
+    for user in users:
+        await fleet.read(user)
+    assert {active.replica.cursor.version for active in fleet.replicas.life.active.values()} == {0}
+    heard: list[str] = []
+    for user in users[7:]:
+        at = position((await fleet.read(user)).cursor)
+        fleet.replicas.passivate(user)
+        fleet.replicas.watch(user, Ear(heard), at)
+    async with primary.connection() as connection:
+        for user in users[::3]:
+            await add_image(connection, user, "plain")
+    asked: list[int] = []
+    real = sync_module.heads_of
+
+    async def heads_of(connection: Connection, names: list[str]) -> Any:
+        asked.append(len(names))
+        fleet.clock.move(0.25)
+        return await real(connection, names)
+
+    monkeypatch.setattr(sync_module, "heads_of", heads_of)
+    fleet.clock.move(10)
+
+    await fleet.replicas.sweep()
+
+    assert asked == [3, 3, 1, 3]
+    active = fleet.replicas.life.active
+    await until(lambda: all(active[user].replica.cursor.version > 0 for user in ("user-0", "user-3", "user-6")))
+    assert [round(fleet.clock.now - active[f"user-{n}"].verified_at, 2) for n in (1, 2, 4, 5)] == [1.0, 1.0, 0.75, 0.75]
+    await until(lambda: "user-9" in heard)
+
+
+class Ear:
+    """Hears who has changed."""
+
+    def __init__(self, heard: list[str]) -> None:
+        self._heard = heard
+
+    def tell(self, event: Event) -> None:
+        self._heard.append(event.user)
 
 
 async def test_a_sweep_that_finds_nothing_makes_replicas_younger(fleet: Fleet) -> None:

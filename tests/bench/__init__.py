@@ -14,6 +14,7 @@ reads       the hot read, against its peers
 standings   who read how fast, and the ratios
 writes      commit → visible, one write at a time
 arrivals    write → seen, 200 writes a second; reads that wait for their bookmark
+uploads     uploads beside reads, a large one, many at once; uploader: who uploads; lag: a gateway that times its loop
 seeds       a replica from nothing
 cold        first reads: of a large gallery, of a closed replica
 pages       deep and filtered pages of a large gallery

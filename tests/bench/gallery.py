@@ -6,7 +6,7 @@ from typing import Final
 
 import asyncpg
 
-__all__ = ["add_users", "server_version", "user_names"]
+__all__ = ["add_history", "add_users", "server_version", "user_names"]
 
 #: Users per transaction: the change log is written per transaction and user.
 _BATCH: Final = 50
@@ -48,6 +48,22 @@ async def add_users(primary_url: str, names: list[str], *, images: int, like: st
         # So that nobody's plans, and no vacuum or checkpoint that starts by itself, depend on when the rows came.
         await connection.execute("vacuum analyze")
         await connection.execute("checkpoint")
+    finally:
+        await connection.close()
+
+
+_HISTORY: Final = """
+insert into jobs (owner_id, prompt, params, provider, model, state, duration_ms, image_ids, created_at)
+select owner_id, prompt, generation_params, 'builtin', model, 'completed', 1500, array[id], created_at
+from images where owner_id = $1
+"""
+
+
+async def add_history(primary_url: str, user: str) -> None:
+    """A completed job for every image of `user`."""
+    connection = await asyncpg.connect(primary_url)
+    try:
+        await connection.execute(_HISTORY, user)
     finally:
         await connection.close()
 

@@ -142,7 +142,7 @@ def _known(instance: Instance, folder: Path, active: list[str], plan: _Plan) -> 
         say(f"{known:,} known users")
         instance.stop()
         disk_mb[known] = known * add_known(folder / "data" / "replicas", silent[had:known], like=active[0]) / 1e6
-        start_s[known] = instance.start()
+        start_s[known] = instance.start().ready_s
         memory_mb[known] = pss_mb(instance, only_hosts=True)
         first_ms[known] = reopen_ms(instance, active[:_READERS])
     x = "known users (files)"

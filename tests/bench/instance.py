@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +19,7 @@ from gateway.config import GatewaySettings
 from tests.bench.process import ROOT, Process, holder_of
 from tests.bench.result import BenchError
 
-__all__ = ["Import", "Instance"]
+__all__ = ["Import", "Instance", "Started"]
 
 PROMPTS: Final = ROOT / "tests" / "data" / "parti_prompts.tsv"
 _PERUSE: Final = [sys.executable, "-m", "gateway.cli"]
@@ -33,6 +35,13 @@ class Import(NamedTuple):
     cpu_ms: float
 
 
+class Started(NamedTuple):
+    """Seconds from the command to its line `ready`, and to the first page that a client got."""
+
+    ready_s: float
+    first_read_s: float
+
+
 class Instance:
     """One data folder, with one host and one gateway while it runs."""
 
@@ -43,14 +52,31 @@ class Instance:
         self._importing: Process | None = None
         self.url = ""
 
-    def start(self, *, hosts: int = 1, gateways: int = 1) -> float:
-        """Start it; answers the seconds from the command to its line `ready`."""
+    def start(self, *, hosts: int = 1, gateways: int = 1, workers: int | None = None) -> Started:
+        """Start it, with the command's own number of workers if None, and read as soon as it can be read."""
         started = time.monotonic()
+        port = _free_port()
         counts = ["--hosts", str(hosts), "--gateways", str(gateways)]
-        command = [*_PERUSE, "serve", "--data", str(self.data), "--port", "0", *counts]
+        counts += [] if workers is None else ["--workers", str(workers)]
+        command = [*_PERUSE, "serve", "--data", str(self.data), "--port", str(port), *counts]
         self._serve = Process("peruse serve", command, log=self._log)
+        self._serve.wait_until(lambda: self._answers(f"http://127.0.0.1:{port}"), what="answer a read", timeout_s=120)
+        first_read_s = time.monotonic() - started
         self.url = self._serve.wait_line("ready ", timeout_s=120)
-        return time.monotonic() - started
+        return Started(time.monotonic() - started, first_read_s)
+
+    def _answers(self, url: str) -> bool:
+        """Whether a user, who may be new, gets a page."""
+        if not (self.data / "run" / "instance.json").exists():
+            return False  # the folder is not ours to write a key into yet
+        request = urllib.request.Request(
+            f"{url}/api/images", headers={"Authorization": f"Bearer {self.token('first')}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=1) as answer:
+                return b'"success":true' in answer.read()
+        except (OSError, urllib.error.URLError):
+            return False
 
     def stop(self) -> None:
         """Stop it, and an import that is under way. Nothing happens the second time."""
@@ -61,9 +87,7 @@ class Instance:
 
     def start_gateway(self, stack: ExitStack, environment: Mapping[str, str]) -> tuple[str, int]:
         """One gateway more, with settings of its own, until `stack` ends; answers its URL and pid."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         command = [*_PERUSE, "gateway", "--data", str(self.data), "--port", str(port), "--index", "9"]
         gateway = Process("peruse gateway", command, log=self._log, environment=environment)
         stack.callback(gateway.stop)
@@ -120,3 +144,9 @@ class Instance:
         if answer.returncode:
             raise BenchError(f"peruse {' '.join(command)} failed: {answer.stderr.strip()[-500:]}")
         return answer.stdout.strip()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -23,7 +23,7 @@ from tests.bench.client import bearer
 from tests.bench.plan import Plan
 from tests.bench.result import BenchError, Line, at_most
 
-__all__ = ["Connection", "measure_open_loop", "request_of"]
+__all__ = ["Connection", "measure_open_loop", "request_of", "run_at"]
 
 _SECTION: Final = "reads by schedule"
 _CONNECTIONS: Final = 64
@@ -111,7 +111,7 @@ def measure_open_loop(
                 arrivals = random.Random(_SEED + number)
                 gaps = (arrivals.expovariate(ceilings[name] * share / 100) for _ in itertools.count())
                 due = list(itertools.takewhile(lambda moment: moment < plan.open_s, itertools.accumulate(gaps)))
-                runs.setdefault((name, share), []).append(_run(url, request, due))
+                runs.setdefault((name, share), []).append(run_at(url, request, due))
     return [
         *(Line(_SECTION, f"ceiling with this generator, {_WHO[name]}", "reads/s", [rate])
           for name, rate in ceilings.items()),
@@ -123,12 +123,12 @@ def _ceiling(url: str, request: bytes) -> float:
     """Median reads a second when the next read is always due."""
     rates = []
     for _ in range(_CEILING_RUNS):
-        took_ms = _run(url, request, [0.0] * _CEILING_READS).took_ms
+        took_ms = run_at(url, request, [0.0] * _CEILING_READS).took_ms
         rates.append(len(took_ms) / took_ms[-1] * 1000)
     return median(rates)
 
 
-def _run(url: str, request: bytes, due: list[float]) -> _Run:
+def run_at(url: str, request: bytes, due: list[float]) -> _Run:
     """Ask at each moment of `due`, in seconds from now."""
     connections = [Connection(url) for _ in range(_CONNECTIONS)]
     gc.collect()

@@ -1,4 +1,4 @@
-"""The hot read: 50 images of one gallery, by Peruse in several ways and by its peers, in turn."""
+"""The hot read: 50 images of one gallery, by Peruse in several ways and by its peers, in turn; and 50 prompts."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from tests.bench.process import cpu_s, pss_bytes, tree
 from tests.bench.result import BenchError, Line
 from tests.bench.standings import Sample, Standings
 
-__all__ = ["PATH", "ReadBench"]
+__all__ = ["HISTORY", "PATH", "ReadBench"]
 
 PATH: Final = "/api/images"
+HISTORY: Final = "/api/prompts"
 _CONNECTIONS: Final = 32
 #: More than a gateway remembers (gateway/repeats.py), so that none is recognised by its bytes.
 _VARIANTS: Final = 40_000
@@ -52,7 +53,8 @@ class ReadBench:
 
     def measure(self, user: str, token: str, rotating: list[str]) -> list[Line]:
         """Lines of the section. `rotating` are tokens of as many users, who read in turn."""
-        uvloop.run(activate(self._instance.url, [Target(PATH, bearer(t)) for t in (token, *rotating)]))
+        targets = [Target(PATH, bearer(t)) for t in (token, *rotating)]
+        uvloop.run(activate(self._instance.url, [*targets, Target(HISTORY, bearer(token))]))
         page, etag = get(self._instance.url + PATH, token)
         file = self._folder / "page.json"
         file.write_bytes(page)
@@ -64,15 +66,16 @@ class ReadBench:
             peers = self._peers(bed, PEERS, token, standings)
             check_same_images(page, get(_url_of(peers, "postgres"), token)[0])
             self._rounds([*ours, *peers, self._varied(peers[0], token)], standings)
-            self._latencies([ours[0], *peers], standings)
+            self._latencies([*ours[:2], *peers], standings)
             urls = {"peruse": self._instance.url, "bare": peers[0].url}
             loops = measure_open_loop(urls, PATH, token, self._plan, say=self._say)
         actor_pss = self._on_ray(Bed(file, user, "", 0, ExitStack()), ours[0], token, standings)
         return [*standings.lines(), *loops, *actor_pss]
 
     def _ours(self, stack: ExitStack, token: str, rotating: Sequence[str], etag: str) -> list[_Contender]:
-        """Peruse: as it is, with requests that differ, many users, unchanged pages, and without zero-hop."""
+        """Peruse: as it is, another list, requests that differ, many users, unchanged pages, and without zero-hop."""
         url, one = self._instance.url, [(PATH, bearer(token))]
+        history = [(HISTORY, bearer(token))]
         many = [(PATH, bearer(each)) for each in rotating]
         unchanged = [(PATH, {**bearer(token), "If-None-Match": etag})]
         parts = {"gateway": [self._gateway], "host": [self._host]}
@@ -81,6 +84,7 @@ class ReadBench:
         requests = self._wrk.requests
         return [
             _Contender("peruse", "Peruse, one user, repeated", url, requests("one", one), parts, True),
+            _Contender("prompts", "Peruse, prompt history", url, requests("prompts", history), parts, True),
             _Contender("varied", "Peruse, one user, varied requests", url,
                        requests("varied", one, variants=_VARIANTS), parts, True),
             _Contender("many", f"Peruse, {len(many)} users in turn", url, requests("many", many), parts, True),

@@ -27,6 +27,7 @@ _OTHERS: Final = (
     ("ratio_varied", "varied requests to bare aiohttp, varied too", "varied", "bare_varied", None),
     ("ratio_many", "many users in turn to bare aiohttp", "many", "bare", None),
     ("ratio_unchanged", "304 to 200", "unchanged", "peruse", at_least(1.1)),
+    ("ratio_prompts", "prompt history to gallery", "prompts", "peruse", at_least(0.9)),
 )
 #: Whose CPU per read is held against a peer's, both in the same round: steadier than rates where a machine is shared.
 _CPU: Final = (

@@ -30,11 +30,14 @@ _SEED: Final = 1
 
 
 class _Round(NamedTuple):
-    """`opened` and `by_primary`: replicas opened, and reads that the primary answered, per read."""
+    """Per read: replicas opened, reads that the host answered, those of them for which it had to ask SQLite, and reads
+    that the primary answered."""
 
     load: Load
     cpu_us: float
     opened: float
+    by_host: float
+    by_sqlite: float
     by_primary: float
 
 
@@ -67,26 +70,33 @@ def _round(instance: Instance, wrk: Wrk, requests: Requests, plan: Plan) -> _Rou
     before, started_s = uvloop.run(scrape(instance.url)), sum(map(cpu_s, pids))
     load = wrk.run(instance.url, requests, connections=_CONNECTIONS, duration_s=plan.zipf_s)
     used_s, after = sum(map(cpu_s, pids)) - started_s, uvloop.run(scrape(instance.url))
-    opened = after.value("peruse_host_activations_total") - before.value("peruse_host_activations_total")
+    opened, by_host, kept = (
+        (after.value(name) - before.value(name)) / load.requests
+        for name in ("peruse_host_activations_total", "peruse_host_reads_total", "peruse_host_kept_reads_total")
+    )
     total, replica = (
         after.value("peruse_reads_total", **only) - before.value("peruse_reads_total", **only)
         for only in ({}, {"source": "replica"})
     )
-    return _Round(load, used_s / load.requests * 1e6, opened / load.requests, (total - replica) / total)
+    by_primary = (total - replica) / total
+    return _Round(load, used_s / load.requests * 1e6, opened, by_host, by_host - kept, by_primary)
 
 
 def _lines(hot: Sequence[_Round], zipf: Sequence[_Round], users: int) -> list[Line]:
     to_hot = [one.load.reads_per_s / other.load.reads_per_s for one, other in zip(zipf, hot, strict=True)]
     base_us = median(one.cpu_us for one in hot)
-    miss_us = [(one.cpu_us - base_us) / one.opened for one in zipf if one.opened]
+    miss_us = [(one.cpu_us - base_us) / one.by_host for one in zipf if one.by_host]
     note = f"exponent {_EXPONENT:g} over {users:,} users; requests cycle through {_DRAWS:,} draws"
     return [
         Line(_SECTION, "hot user", "reads/s", [one.load.reads_per_s for one in hot]),
         Line(_SECTION, "Zipf", "reads/s", [one.load.reads_per_s for one in zipf], note=note),
         Line(_SECTION, "Zipf to hot", "×", to_hot, at_least(0.3), "of the same round", key="ratio_zipf"),
         Line(_SECTION, "reads that had to open a replica", "%", [one.opened * 100 for one in zipf]),
+        Line(_SECTION, "reads that the gateway could not answer alone", "%", [one.by_host * 100 for one in zipf]),
+        Line(_SECTION, "reads for which SQLite was asked", "%", [one.by_sqlite * 100 for one in zipf]),
         Line(_SECTION, "reads that the primary answered", "%", [one.by_primary * 100 for one in zipf]),
-        Line(_SECTION, "CPU of such an opening, gateway and host", "µs", miss_us, note="over that of a hot read",
-             key="zipf_miss_us"),
+        Line(_SECTION, "CPU per read, gateway and host", "µs", [one.cpu_us for one in zipf]),
+        Line(_SECTION, "CPU of a read that the host answers, gateway and host", "µs", miss_us,
+             note="over that of a hot read", key="zipf_miss_us"),
         Line(_SECTION, "p99, Zipf", "ms", [one.load.p99_ms for one in zipf]),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from actors.replica import delete_files
+from actors.replica_file import delete_files
 from store.gallery import GalleryQuery, encode_query
 from store.primary import Connection, Primary
 from tests.actors.fleet import Fleet, History, add_image, position, shown

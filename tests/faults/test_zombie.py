@@ -13,7 +13,7 @@ from statistics import median
 
 import pytest
 
-from actors import CallError, ReplicaClient
+from actors import CallError, ReplicaClient, Terms
 from store import hosts
 from store.epoch import Bookmark
 from store.hosts import HostRow
@@ -158,7 +158,7 @@ async def _ask_at_once(believer: ReplicaClient, user: str, head: Bookmark) -> li
     to be, or says how old it is. Answers what was wrong."""
 
     async def ask(floor: Bookmark | None, max_age_s: int) -> None:
-        said, _ = await believer.read(user, ALL, floor, timeout_s=10, max_wait_ms=5000, max_age_s=max_age_s)
+        said, _ = await believer.read(user, ALL, floor, Terms(max_wait_ms=5000, max_age_s=max_age_s), timeout_s=10)
         is_old = head.is_after(said.epoch, said.version)
         assert not is_old or (floor is None and max_age_s < 0), (said, head, floor, max_age_s)
         assert not is_old or said.age_s >= _STOPPED_S - 5, said

@@ -11,6 +11,7 @@ import pytest
 
 from store.config import StoreSettings
 from store.embedded import EmbeddedPostgres
+from store.generation.config import ProviderSettings
 from tests.fakes.s3_proxy import S3Proxy
 from tests.fakes.s3_server import S3Server, bucket_settings
 from tests.gateway.link import PrimaryLink
@@ -31,6 +32,23 @@ async def shared(
     yield made
     await made.stop()
     await admin.execute("drop database shared with (force)")
+    await admin.close()
+
+
+@pytest.fixture(scope="session")
+async def studio(
+    postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[World]:
+    """A world with a key at every provider, of which none is called: it has no workers."""
+    admin = await asyncpg.connect(postgres.url)
+    await admin.execute(f"create database studio template {template} strategy wal_log")
+    made = World(tmp_path_factory.mktemp("studio") / "data", postgres.url.replace("/peruse?", "/studio?"))
+    keys = {f"{name}_key": "k" for name in ("openrouter", "workers_ai", "openai", "nanobanana", "replicate", "fal")}
+    made.providers = ProviderSettings(workers_ai_account="account", **keys)
+    await made.start()
+    yield made
+    await made.stop()
+    await admin.execute("drop database studio with (force)")
     await admin.close()
 
 

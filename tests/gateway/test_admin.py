@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from tests.gateway.asking import bookmark_of, given_images, ids_of, replica_of
 from tests.world import World, until
 
@@ -82,6 +84,23 @@ async def test_hosts_and_users_are_listed(world: World) -> None:
     for path, field in (("users?limit=0", "limit"), ("hosts?x=1", "x"), ("users/a%20b/replica", "user")):
         reply = await world.get(f"/admin/{path}", user="boss", role="admin")
         assert (reply.status, reply.json["field"]) == (400, field), path
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "field", "known"),
+    [
+        ("GET", "users?limit=2&x=1", "x", "after, limit"),
+        ("POST", "users/ana/replica/audit?repair=1&x=1", "x", "repair"),
+        ("POST", "epoch/rotate?x=1&y=1", "x", "none"),
+    ],
+)
+async def test_the_parameter_that_is_unknown_is_named(
+    shared: World, method: str, path: str, field: str, known: str
+) -> None:
+    """Not a known one before it; with those that the address takes."""
+    reply = await shared.request(method, f"/admin/{path}", user="boss", role="admin")
+    assert (reply.status, reply.json["field"]) == (400, field)
+    assert reply.json["detail"] == f"unknown query parameter {field!r}; this address takes {known}"
 
 
 async def test_a_new_epoch_makes_every_replica_anew(world: World) -> None:

@@ -114,9 +114,10 @@ async def test_an_admin_audits_over_http(world: World) -> None:
     found = await ask("?repair=0")
     assert found["outcome"] == "differs"
     assert [(kind["kind"], kind["differences"], len(kind["different"])) for kind in found["kinds"]] == [
-        ("images", 1, 1), ("reference_images", 0, 0), ("jobs", 0, 0), ("accounts", 0, 0)
+        ("images", 1, 1), ("reference_images", 0, 0), ("jobs", 0, 0), ("accounts", 0, 0), ("usage_daily", 0, 0)
     ]  # fmt: skip
     await ask("?repair=yes", 400)
+    await ask("?repair=0&repair=1", 400)
     await ask("?x=1", 400)
     assert (await ask("?repair=1"))["outcome"] == "repaired"
     assert (await ask())["outcome"] == "equal"

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from gateway.routes import generations
 from tests.gateway.asking import form, given_images, ids_of, picture, png_claiming, running, stored
 from tests.gateway.raw import exchange
 from tests.world import Reply, World, png
@@ -168,7 +169,7 @@ async def test_unknown_path_is_404(shared: World, user: str, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("POST", "/api/images", "GET"),
+        ("PUT", "/api/images", "GET, POST"),
         ("HEAD", "/api/v1/images", "GET"),
         ("PUT", f"/api/images/{ID}", "DELETE, GET, PATCH"),
         ("POST", f"/api/images/{ID}", "DELETE, GET, PATCH"),
@@ -531,6 +532,70 @@ async def test_no_json_body_is_a_500(shared: World, body: bytes) -> None:
     )
 
     assert reply.status in (400, 404), reply
+
+
+_SIZES: Final = ["512x512", "1024x1024", "9x9"]
+_wants = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt": st.text(max_size=30) | st.none(),
+        "prompts": st.lists(st.text(max_size=10), max_size=3),
+        "model": st.sampled_from(["builtin", "openai/dall-e-3", "nothing", "nanobanana", ""]) | st.text(max_size=10),
+        "models": st.lists(st.sampled_from(["builtin", "openai/dall-e-2", "x"]), max_size=3),
+        "image_size": st.sampled_from(_SIZES),
+        **{name: st.integers() | st.floats() | st.none() for name in ("n", "width", "height", "steps", "seed")},
+        **{name: st.text(max_size=10) for name in ("negative_prompt", "watermark", "template", "visibility")},
+        **{name: st.lists(st.uuids().map(str) | st.just(ID), max_size=2) for name in ("references", "images")},
+        **{name: st.uuids().map(str) | st.text(max_size=5) for name in ("remix_of", "variation_of", "parent")},
+        "variables": st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
+        "options": st.dictionaries(st.text(max_size=8), _json, max_size=2),
+    },
+)
+
+
+@ANYTHING
+@given(
+    path=st.sampled_from(["/api/generations", "/api/generations/estimate", "/api/images"]),
+    body=st.one_of(
+        st.binary(max_size=100), (_json | _wants).map(lambda value: json.dumps(value).encode()),
+        _wants.map(lambda value: json.dumps(value, ensure_ascii=False).encode(errors="surrogatepass")),
+    ),
+    key=st.none() | st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=9),
+)  # fmt: skip
+async def test_no_wish_for_a_picture_is_a_500(
+    studio: World, monkeypatch: pytest.MonkeyPatch, path: str, body: bytes, key: str | None
+) -> None:
+    """A job, its price, or a problem: nobody has credits here."""
+    monkeypatch.setattr(generations, "MAX_WAIT_S", 0)
+    headers = {"Content-Type": "application/json"} | ({} if key is None else {"Idempotency-Key": key})
+    reply = await studio.request("POST", path, user="fuzz", data=body, headers=headers)
+
+    assert reply.status in (200, 202, 400, 402, 404, 409, 422), reply
+    assert reply.json["success"] is (reply.status < 300)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "x", "n": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "x", "seed": 1e999}',
+        b'{"prompt": "x", "model": "@cf/leonardo/phoenix-1.0", "options": {"guidance": 1e308}}',
+        b'{"prompt": "x", "model": "@cf/leonardo/phoenix-1.0", "options": {"guidance": ' + b"9" * 5000 + b"}}",
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "x", "options": {"\\ud800": 1}}',
+        b'{"prompt": "x", "variables": {"' + b"a" * 100_000 + b'": ""}}',
+        b'{"prompt": ' + b"[" * 100_000,
+        b'{"prompts": [' + b",".join([b'"%s"' % (b"\xc3\xa4" * 3000)] * 50) + b"]}",
+        b'{"prompt": "' + b"x" * 2**20 + b'"}',
+    ],
+    ids=range(10),
+)
+async def test_huge_wish_is_a_problem_or_a_job(studio: World, user: str, body: bytes) -> None:
+    for path in ("/api/generations/estimate", "/api/generations"):
+        reply = await studio.request(
+            "POST", path, user=user, data=io.BytesIO(body), headers={"Content-Type": "application/json"}
+        )
+        assert reply.status in (200, 202, 400, 402, 413), reply
 
 
 _part_names = st.sampled_from(["file", "prompt", "seed", "visibility", "x", ""])

@@ -53,6 +53,8 @@ def test_a_token_is_all_that_is_printed(tmp_path: Path) -> None:
         (["import", "/nowhere.tsv", "--user", "~ana~"], "--user '~ana~' is not"),
         (["config", "set", "PERUSE_HOST_IDLE", "3"], "no setting PERUSE_HOST_IDLE; did you mean PERUSE_HOST_IDLE_S?"),
         (["config", "set", "host_idle_s", "never"], "PERUSE_HOST_IDLE_S: Input should be a valid number"),
+        (["config", "set", "openai_url", "ftp://x"], "PERUSE_OPENAI_URL: String should match pattern"),
+        (["config", "set", "provider_jobs", "many"], "PERUSE_PROVIDER_JOBS: String should match pattern"),
         (["config", "set", "cors_origins", "*"], "'*' is not an origin like https://app.example.org"),
     ],
 )  # fmt: skip
@@ -65,6 +67,15 @@ def test_what_must_be_set_right_first_is_one_line_and_exit_code_2(tmp_path: Path
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert not (tmp_path / "settings.json").exists()
+
+
+def test_a_moderation_that_is_not_there_ends_the_start(tmp_path: Path) -> None:
+    """Before anything is started: no picture is to be made that nobody looks at."""
+    done = peruse("serve", data=tmp_path / "data", PERUSE_MODERATION="no.such:judge")
+
+    assert done.returncode == 2
+    assert "PERUSE_MODERATION=no.such:judge: No module named 'no'" in done.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -80,14 +91,21 @@ def test_settings_are_kept_for_the_owner_only_and_secrets_are_not_shown(tmp_path
     assert peruse("config", "set", "PERUSE_HOST_IDLE_S", "120", data=tmp_path).returncode == 0
     assert peruse("config", "set", "wire_secret", "-", data=tmp_path, stdin="canary-7f3a\n").returncode == 0
 
+    assert peruse("config", "set", "openai_key", "-", data=tmp_path, stdin="canary-9b1c").returncode == 0
+
     path = tmp_path / "settings.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert json.loads(path.read_text()) == {"host_idle_s": "120", "wire_secret": "canary-7f3a"}
-    shown = peruse("config", "list", data=tmp_path, PERUSE_ACCESS_LOG="all").stdout
+    assert json.loads(path.read_text()) == {
+        "host_idle_s": "120", "wire_secret": "canary-7f3a", "openai_key": "canary-9b1c",
+    }  # fmt: skip
+    shown = peruse("config", "list", data=tmp_path, PERUSE_ACCESS_LOG="all", FAL_KEY="canary-2d").stdout
     assert "PERUSE_HOST_IDLE_S=120.0    # data folder:" in shown
     assert "PERUSE_WIRE_SECRET=***    # data folder:" in shown
     assert "PERUSE_ACCESS_LOG=all    # environment:" in shown
-    assert "canary-7f3a" not in shown
+    assert "PERUSE_OPENAI_KEY=***    # data folder:" in shown
+    assert "PERUSE_FAL_KEY=***    #" in shown
+    assert "PERUSE_REPLICATE_KEY=    # default:" in shown
+    assert "canary" not in shown
 
 
 def test_a_kept_setting_that_went_wrong_is_named_with_its_file(tmp_path: Path) -> None:

@@ -432,7 +432,14 @@ async def test_preflight_of_a_listed_origin_is_answered(tmp_path: Path, database
             assert reply.headers["Access-Control-Allow-Origin"] == ORIGIN
             assert method in reply.headers["Access-Control-Allow-Methods"].split(", ")
             headers = {name.lower() for name in reply.headers["Access-Control-Allow-Headers"].split(", ")}
-            assert {"authorization", "content-type", "if-none-match", "peruse-bookmark"} <= headers
+            assert {
+                "authorization",
+                "content-type",
+                "idempotency-key",
+                "if-none-match",
+                "peruse-bookmark",
+                "prefer",
+            } <= headers
 
         for other in ("https://evil.example", f"{ORIGIN}.evil.example", "http://app.example.org", "null", "*"):
             asks = {"Origin": other, "Access-Control-Request-Method": "GET"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway import housekeeping
 from tests.gateway.asking import given_images, ids_of, object_files, replica_of, running
 from tests.gateway.listening import listening
 from tests.world import Reply, World, until
@@ -220,3 +221,45 @@ async def test_the_object_store_is_asked_again_until_it_deletes(
             return not files_of(world, image)
 
         await until(is_gone)
+
+
+async def test_metrics_tell_what_cannot_be_deleted(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many objects wait, and for how long: an object store that refuses to delete is seen. mission: 153"""
+    from store.errors import ObjectsRefused
+
+    monkeypatch.setattr(housekeeping, "_COUNT_EVERY_S", 0.0)
+    world = World(tmp_path / "data", database)
+    async with running(world):
+
+        async def told() -> tuple[float, float]:
+            text = (await world.get("/metrics", user=None)).body.decode()
+            lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("peruse_deletions"))
+            count, oldest_s = (lines[f'peruse_deletions_{n}{{gateway="0"}}'] for n in ("waiting", "oldest_seconds"))
+            return float(count), float(oldest_s)
+
+        async def refuse(key: str) -> None:
+            raise ObjectsRefused(f"object {key}: 403 AccessDenied")
+
+        image = await uploaded(world, "ana")
+        assert await told() == (0, 0)
+        monkeypatch.setattr(world.gateway.objects, "delete", refuse)
+        await remove(world, "ana", f"/api/images/{image['id']}?forever=1")
+
+        async def is_seen() -> bool:
+            await world.gateway.primary.fetch("update deletions set attempts = 9 where attempts > 0")
+            world.gateway.housekeeping.objects_soon()
+            count, oldest_s = await told()
+            return count == 3 and oldest_s > 400
+
+        await until(is_seen)
+        monkeypatch.undo()
+        monkeypatch.setattr(housekeeping, "_COUNT_EVERY_S", 0.0)
+
+        async def is_over() -> bool:
+            await world.gateway.primary.fetch("update deletions set due_at = now()")
+            world.gateway.housekeeping.objects_soon()
+            return await told() == (0, 0)
+
+        await until(is_over)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway.admission import LARGEST_AT_ONCE
 from tests.fakes.s3_proxy import S3Proxy
-from tests.gateway.asking import form, noise, picture
+from tests.gateway.asking import form, noise, picture, running
+from tests.gateway.raw import connected
 from tests.world import Reply, World, until
 
 LIMIT = 100_000
@@ -165,3 +169,36 @@ async def test_upload_is_one_version(on_disk: World) -> None:
 
     versions = [int(reply.headers["Peruse-Bookmark"].rpartition(".")[2]) for reply in (first, second)]
     assert versions[1] == versions[0] + 1
+
+
+@pytest.mark.parametrize("path", ["/api/images/upload", "/api/references", "/internal/users/ana/images"])
+async def test_uploads_beyond_the_room_for_them_are_refused_before_their_bodies_come(
+    database: str, tmp_path: Path, path: str
+) -> None:
+    """A dozen of the largest are taken at once, however slowly they come; room that was held is back when they end, or
+    their senders hang up. mission: 52"""
+    world = World(tmp_path / "data", database, upload_max_bytes=20_000)
+    async with running(world), AsyncExitStack() as stack:
+        token = world.token("svc", "service") if path.startswith("/internal") else world.token("ana")
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+            "Content-Type: multipart/form-data; boundary=b\r\n"
+        )
+        begun = f"{head}Content-Length: 20000\r\n\r\n".encode()
+        chunked = f"{head}Transfer-Encoding: chunked\r\n\r\n".encode()
+        slow = [await stack.enter_async_context(connected(world)) for _ in range(LARGEST_AT_ONCE)]
+        for number, connection in enumerate(slow):
+            await connection.send(chunked if number % 2 else begun)
+        await until(lambda: world.gateway.upload_room._free_bytes == 0)
+
+        refused = await post(world)
+
+        assert (refused.status, refused.json["code"]) == (503, "busy")
+        assert "Retry-After" in refused.headers
+        assert (await world.get("/api/images")).status == 200
+        await slow.pop().send(b"no end of a body, and nobody there" * 600)
+        await stack.aclose()
+        await until(lambda: world.gateway.upload_room._free_bytes == LARGEST_AT_ONCE * 20_000)
+        assert (await post(world, data=picture("PNG"))).status == 201
+        assert (await world.request("POST", "/api/images/upload", data=form(b"x" * 30_000))).status == 413
+        assert world.gateway.upload_room._free_bytes == LARGEST_AT_ONCE * 20_000

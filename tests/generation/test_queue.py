@@ -40,6 +40,15 @@ async def test_users_take_turns(jobs: JobsWorld) -> None:
     assert order.index(few[2]) <= 6
 
 
+async def test_users_take_turns_between_providers(jobs: JobsWorld) -> None:
+    """A worker with room for one job takes the next turn, whichever provider it is for."""
+    many = [await jobs.add("openai") for _ in range(5)]
+    await jobs.user("bob")
+    one = await jobs.add("builtin", user="bob")
+    order = [(await claimed(jobs))[0].id for _ in range(3)]
+    assert order == [many[0], one, many[1]]
+
+
 async def test_pro_goes_first_and_nobody_starves(jobs: JobsWorld) -> None:
     """Of a Pro and a Free user with many jobs each, Pro has four of five, and Free is never left out."""
     await jobs.user("pro", plan="pro")
@@ -231,6 +240,21 @@ async def test_a_job_that_ends_its_workers(jobs: JobsWorld) -> None:
     (row,) = await jobs.ended(job)
     assert (row["state"], row["error_code"], row["refunded_tenths"]) == ("failed", "worker_failed", 15)
     assert jobs.world.fake.made("openai") == []
+
+
+async def test_a_job_that_ends_its_workers_keeps_what_is_there(jobs: JobsWorld) -> None:
+    """What such a job has stored by then is delivered and charged, and only the rest is given back."""
+    jobs.world.fake.script("workers_ai", "ok", "hang")
+    job = await jobs.add("workers_ai", n=2)
+    first = jobs.start()
+    await jobs.until(lambda: jobs._count("select count(*) from attempts where state = 'done'"), 1)
+    await jobs.crash(first)
+    await jobs.primary.fetch("update queue set fence = 25, lease_until = clock_timestamp()")
+    jobs.start()
+    (row,) = await jobs.ended(job)
+    assert (row["state"], row["error_code"], row["refunded_tenths"]) == ("completed", "worker_failed", 15)
+    assert len(jobs.world.fake.made("workers_ai")) == 2
+    await jobs.assert_objects()
 
 
 async def test_a_row_that_is_no_job(jobs: JobsWorld) -> None:

@@ -24,16 +24,19 @@ from store.errors import InvalidQuery
 from store.gallery import (
     GalleryQuery,
     ImageQuery,
-    Position,
     Query,
+    ReferenceQuery,
+    ReferencesQuery,
     decode_query,
     encode_query,
-    page_token,
     parse_gallery_query,
     query_hash,
 )
+from store.job_lists import JobQuery, JobsQuery
+from store.lists import Position, page_token
 from store.primary import Primary
 from store.reads import PrimaryReads
+from store.usage import AccountQuery, StatsQuery
 from tests.store.test_capture import COLUMNS, image, insert_image
 from tests.world import add_images
 
@@ -258,6 +261,9 @@ def test_etag_differs_by_query_and_by_what_documents_look_like() -> None:
         GalleryQuery(visibility="public"), GalleryQuery(starred=True), GalleryQuery(starred=False),
         GalleryQuery(trashed=True), GalleryQuery(after=Position(1, str(uuid.UUID(int=1)))),
         GalleryQuery(after=Position(2, str(uuid.UUID(int=1)))), ImageQuery(str(uuid.UUID(int=1))),
+        ReferencesQuery(), ReferenceQuery(str(uuid.UUID(int=1))), JobsQuery(), JobsQuery(called="generations"),
+        JobsQuery(hidden=True), JobsQuery(model="a"), JobsQuery(state="a"), JobQuery(str(uuid.UUID(int=1))),
+        StatsQuery("2026-03-04"), StatsQuery("2026-03-05"), AccountQuery((1, 2, 3)), AccountQuery((1, 2, 4)),
     ]  # fmt: skip
     fingerprints = [DOCUMENTS.fingerprint, Documents("https://cdn.example.com").fingerprint, 0, 2**31 - 1]
 

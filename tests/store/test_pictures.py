@@ -507,6 +507,15 @@ async def test_worker_that_cannot_start_blames_no_picture() -> None:
     await process.close()
 
 
+async def test_worker_goes_behind_whoever_answers_requests(process: PictureProcess) -> None:
+    """Lower priority, and never ahead of its turn."""
+    pid = await worker_of(process)
+
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+    if sys.platform == "linux":
+        assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+
+
 PARENT = """
 import asyncio, multiprocessing, sys, time
 from store.objects.picture_process import PictureProcess

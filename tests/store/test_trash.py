@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from store import deletions, images, trash
-from store.deletions import delete_due
+from store.deletions import backlog, delete_due
 from store.errors import NotFound, ObjectsUnavailable
 from store.objects.interface import Objects
 from store.objects.keys import new_key, thumb_key
@@ -192,6 +192,34 @@ async def test_a_deletion_that_fails_is_tried_again_later(primary: Primary, tmp_
     await primary.fetch("update deletions set due_at = now(), attempts = 1000")
     assert await delete_due(primary, objects) == (3, 0)
     assert await keys_of(objects) == []
+
+
+async def test_the_backlog_tells_how_many_wait_and_for_how_long(
+    primary: Primary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest is the one that waits longest, however often it was put off; what is looked at is bounded."""
+    objects = Unwell(tmp_path / "objects")
+    assert await backlog(primary) == (0, 0.0)
+    await primary.fetch(
+        "insert into deletions (key, due_at) select k, clock_timestamp() - w "
+        "from (values ('a', interval '90 s'), ('b', interval '0 s')) v (k, w)"
+    )
+    count, oldest_s = await backlog(primary)
+    assert count == 2
+    assert 90 <= oldest_s < 150
+
+    await primary.fetch("delete from deletions where key = 'a'")
+    for _ in range(3):
+        await primary.fetch("update deletions set due_at = clock_timestamp()")
+        assert await delete_due(primary, objects) == (0, 1)
+    count, oldest_s = await backlog(primary)
+    assert count == 1
+    assert 5.9 < oldest_s < 60, "it was put off for 2 s and 4 s, and the 8 s have begun"
+
+    await primary.fetch("update deletions set attempts = 15, due_at = clock_timestamp() + interval '1 hour'")
+    assert 4094 + 4 * 3600 - 3700 < (await backlog(primary)).oldest_s < 4094 + 4 * 3600 - 3500
+    monkeypatch.setattr(deletions, "_MOST_COUNTED", 1)
+    assert (await backlog(primary)).objects == 1
 
 
 async def test_an_object_whose_row_came_back_stays(primary: Primary, objects: LocalObjects) -> None:

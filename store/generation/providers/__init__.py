@@ -3,6 +3,7 @@
 builtin.py      draws by itself: no model, no network, same inputs, same bytes
 workers_ai.py   openai.py   openrouter.py     answer with pictures
 nanobanana.py   replicate.py   fal.py         take a task, are polled, may call back
+remote.py       what those share that are asked over HTTP
 at_once.py      the task half of the protocol for those that have none; task_ids.py: ids of those that do
 calls.py        one HTTP call: deadline, size cap, log line; the only file that knows the client. answers.py: its answer
 outputs.py      pictures in an answer: bytes, base64 or URL

@@ -49,8 +49,7 @@ class Builtin(AnswersAtOnce):
         self._models = models
 
     async def submit(self, request: Request, *, key: SecretStr | None = None) -> Done:
-        model = self._models.of(request.model)
-        model.limits.check(request)
+        model = self._models.checked(request)
         seed = new_seed() if request.seed is None else request.seed
         started = time.monotonic()
         try:

@@ -26,8 +26,9 @@ from store.generation.errors import (
 from store.generation.models import Models
 from store.generation.providers import Capabilities, Done, Output, Progress, Request, Task
 from store.generation.providers.answers import Answer, Fault
-from store.generation.providers.calls import Call, Endpoint, Http
+from store.generation.providers.calls import Call, Endpoint
 from store.generation.providers.outputs import data_url, from_url, seed_in
+from store.generation.providers.remote import Remote
 from store.generation.providers.signatures import Kept, is_signed_by_fal
 from store.generation.providers.task_ids import called_about, named
 
@@ -96,26 +97,21 @@ class _Jwks(msgspec.Struct):
     keys: list[_Jwk]
 
 
-class Fal:
+class Fal(Remote):
     """`POST /{owner}/{app}/{path}`, then `/{owner}/{app}/requests/{id}/status` and the result."""
 
     name = "fal"
     capabilities = Capabilities(has_tasks=True, cancels=True, calls_back=True)
 
     def __init__(self, at: Endpoint, models: Models, *, keys_url: str, clock: Clock | None = None) -> None:
-        self._http = Http(self.name, at, explain=_explain, scheme="Key")
-        self._models, self._keys_url, self._clock = models, keys_url, clock or SystemClock()
+        super().__init__(at, models, explain=_explain, scheme="Key")
+        self._keys_url, self._clock = keys_url, clock or SystemClock()
         self._keys = Kept(self._fetch_keys, self._clock)
 
-    @property
-    def has_key(self) -> bool:
-        return self._http.has_key
-
     async def submit(self, request: Request, *, key: SecretStr | None = None) -> Task:
-        model = self._models.of(request.model)
-        model.limits.check(request)
+        model = self._models.checked(request)
         path = f"/{model.remote}/image-to-image" if request.references else f"/{model.remote}"
-        async with self._http.call("submit", model.id, key, hide=(request.prompt, request.callback_url)) as call:
+        async with self._submitting(request, key) as call:
             answer = await call.send(
                 "POST",
                 path,

@@ -25,8 +25,9 @@ from store.generation.limits import Model, aspect
 from store.generation.models import Models
 from store.generation.providers import Capabilities, Done, Progress, Request, Task
 from store.generation.providers.answers import Answer, Fault, by_status
-from store.generation.providers.calls import Call, Endpoint, Http
+from store.generation.providers.calls import Call, Endpoint
 from store.generation.providers.outputs import from_url
+from store.generation.providers.remote import Remote
 from store.generation.providers.task_ids import called_about, named
 
 __all__ = ["Nanobanana"]
@@ -70,25 +71,19 @@ class _RecordAnswer(msgspec.Struct):
     data: _Record | None = None
 
 
-class Nanobanana:
+class Nanobanana(Remote):
     """`POST /generate` or `/generate-2`, then `GET /record-info`."""
 
     name = "nanobanana"
     capabilities = Capabilities(has_tasks=True, calls_back=True)
 
     def __init__(self, at: Endpoint, models: Models) -> None:
-        self._http = Http(self.name, at, explain=_explain)
-        self._models = models
-
-    @property
-    def has_key(self) -> bool:
-        return self._http.has_key
+        super().__init__(at, models, explain=_explain)
 
     async def submit(self, request: Request, *, key: SecretStr | None = None) -> Task:
-        model = self._models.of(request.model)
-        model.limits.check(request)
+        model = self._models.checked(request)
         path, asked = _asked(request, model)
-        async with self._http.call("submit", model.id, key, hide=(request.prompt, request.callback_url)) as call:
+        async with self._submitting(request, key) as call:
             answer = call.read(await call.send("POST", path, json=asked), _SubmitAnswer)
             if answer.code != 200:
                 raise _refused(call, answer.code, answer.msg)

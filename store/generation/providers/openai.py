@@ -13,8 +13,9 @@ from store.generation.models import Models
 from store.generation.providers import Done, Output, Request
 from store.generation.providers.answers import Answer, Fault
 from store.generation.providers.at_once import AnswersAtOnce
-from store.generation.providers.calls import Call, Endpoint, Http
+from store.generation.providers.calls import Call, Endpoint
 from store.generation.providers.outputs import from_base64, from_url
+from store.generation.providers.remote import Remote
 
 __all__ = ["OpenAI"]
 
@@ -50,25 +51,19 @@ class _Images(msgspec.Struct):
     data: list[_Image] | None = None
 
 
-class OpenAI(AnswersAtOnce):
+class OpenAI(AnswersAtOnce, Remote):
     """`POST /images/generations` and `/images/edits`."""
 
     name = "openai"
 
     def __init__(self, at: Endpoint, models: Models) -> None:
-        self._http = Http(self.name, at, explain=_explain)
-        self._models = models
-
-    @property
-    def has_key(self) -> bool:
-        return self._http.has_key
+        super().__init__(at, models, explain=_explain)
 
     async def submit(self, request: Request, *, key: SecretStr | None = None) -> Done:
-        model = self._models.of(request.model)
-        model.limits.check(request)
+        model = self._models.checked(request)
         asked = _asked(request, model)
         pace = model.pace_of(request.width, request.height)
-        async with self._http.call("submit", model.id, key, hide=(request.prompt,)) as call:
+        async with self._submitting(request, key) as call:
             if request.references:
                 name = "image[]" if len(request.references) > 1 else "image"
                 answer = await call.send(

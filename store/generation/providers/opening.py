@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
 from pydantic import SecretStr
 
@@ -20,7 +21,16 @@ from store.generation.providers.openrouter import OpenRouter
 from store.generation.providers.replicate import Replicate
 from store.generation.providers.workers_ai import WorkersAI
 
-__all__ = ["open_providers"]
+__all__ = ["RESULT_HOSTS", "open_providers"]
+
+#: Where OpenAI, Replicate and fal keep their results. Nanobanana does not say where: see PERUSE_FETCH_ALLOW.
+RESULT_HOSTS: Final = (
+    "oaidalleapiprodscus.blob.core.windows.net",
+    "replicate.delivery",
+    "*.replicate.delivery",
+    "fal.media",
+    "*.fal.media",
+)
 
 
 @asynccontextmanager

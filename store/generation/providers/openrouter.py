@@ -24,8 +24,9 @@ from store.generation.models import Models
 from store.generation.providers import Done, Output, Request
 from store.generation.providers.answers import Answer, Fault
 from store.generation.providers.at_once import AnswersAtOnce
-from store.generation.providers.calls import Call, Endpoint, Http
+from store.generation.providers.calls import Call, Endpoint
 from store.generation.providers.outputs import data_url, from_base64, from_url
+from store.generation.providers.remote import Remote
 
 __all__ = ["OpenRouter"]
 
@@ -95,22 +96,16 @@ class _Chat(msgspec.Struct):
     error: _Problem | None = None
 
 
-class OpenRouter(AnswersAtOnce):
+class OpenRouter(AnswersAtOnce, Remote):
     """`POST /images`; where that knows nothing of a model, `POST /chat/completions`."""
 
     name = "openrouter"
 
     def __init__(self, at: Endpoint, models: Models) -> None:
-        self._http = Http(self.name, at, explain=_explain)
-        self._models = models
-
-    @property
-    def has_key(self) -> bool:
-        return self._http.has_key
+        super().__init__(at, models, explain=_explain)
 
     async def submit(self, request: Request, *, key: SecretStr | None = None) -> Done:
-        model = self._models.of(request.model)
-        model.limits.check(request)
+        model = self._models.checked(request)
         try:
             return await self._images(request, model, key)
         except InvalidRequest as error:
@@ -130,7 +125,7 @@ class OpenRouter(AnswersAtOnce):
             asked["seed"] = request.seed
         if request.references:
             asked["input_references"] = [_attachment(data_url(picture)) for picture in request.references]
-        async with self._http.call("submit", model.id, key, hide=(request.prompt,)) as call:
+        async with self._submitting(request, key) as call:
             answer = await call.send("POST", "/images", json=asked, deadline_s=_deadline_s(request, model))
             found = call.read(answer, _Images)
             _note_cost(call, found.usage)
@@ -152,7 +147,7 @@ class OpenRouter(AnswersAtOnce):
         }
         if shape := aspect(request.width, request.height, model.limits.aspects or ("1:1",)):
             asked["image_config"] = {"aspect_ratio": shape}
-        async with self._http.call("submit", model.id, key, hide=(request.prompt,)) as call:
+        async with self._submitting(request, key) as call:
             answer = await call.send("POST", "/chat/completions", json=asked, deadline_s=_deadline_s(request, model))
             found = call.read(answer, _Chat)
             _note_cost(call, found.usage)

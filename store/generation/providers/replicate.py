@@ -24,8 +24,9 @@ from store.generation.limits import Model, aspect
 from store.generation.models import Models
 from store.generation.providers import Capabilities, Done, Progress, Request, Task
 from store.generation.providers.answers import Answer, Fault
-from store.generation.providers.calls import Call, Endpoint, Http
+from store.generation.providers.calls import Call, Endpoint
 from store.generation.providers.outputs import data_url, from_url, seed_in
+from store.generation.providers.remote import Remote
 from store.generation.providers.signatures import Kept, is_standard_webhook
 from store.generation.providers.task_ids import called_about, named
 
@@ -53,31 +54,26 @@ class _Secret(msgspec.Struct):
     key: str
 
 
-class Replicate:
+class Replicate(Remote):
     """`POST /models/{owner}/{name}/predictions`, without waiting: the id must be known before the picture is."""
 
     name = "replicate"
     capabilities = Capabilities(has_tasks=True, cancels=True, calls_back=True)
 
     def __init__(self, at: Endpoint, models: Models, *, clock: Clock | None = None) -> None:
-        self._http = Http(self.name, at, explain=_explain)
-        self._models, self._clock = models, clock or SystemClock()
+        super().__init__(at, models, explain=_explain)
+        self._clock = clock or SystemClock()
         self._secret = Kept(self._fetch_secret, self._clock)
 
-    @property
-    def has_key(self) -> bool:
-        return self._http.has_key
-
     async def submit(self, request: Request, *, key: SecretStr | None = None) -> Task:
-        model = self._models.of(request.model)
-        model.limits.check(request)
+        model = self._models.checked(request)
         asked: dict[str, Any] = {"input": _input(request, model)}
         # Under a user's own key it would be signed with that account's secret, which we do not have.
         if request.callback_url and key is None:
             asked |= {"webhook": request.callback_url, "webhook_events_filter": ["completed"]}
         # A prediction that waits longer than we would is ended there before it starts, unbilled.
         deadline_s = round(model.pace_of(request.width, request.height).deadline_s)
-        async with self._http.call("submit", model.id, key, hide=(request.prompt, request.callback_url)) as call:
+        async with self._submitting(request, key) as call:
             answer = await call.send(
                 "POST", f"/models/{model.remote}/predictions", json=asked, headers={"Cancel-After": f"{deadline_s}s"}
             )

@@ -26,8 +26,9 @@ from store.generation.models import Models
 from store.generation.providers import Done, Request
 from store.generation.providers.answers import Answer, Fault
 from store.generation.providers.at_once import AnswersAtOnce
-from store.generation.providers.calls import Call, Endpoint, Http
+from store.generation.providers.calls import Call, Endpoint
 from store.generation.providers.outputs import from_base64, from_bytes
+from store.generation.providers.remote import Remote
 
 __all__ = ["WorkersAI"]
 
@@ -72,26 +73,25 @@ class _Envelope(msgspec.Struct):
     errors: list[_Problem] | None = None
 
 
-class WorkersAI(AnswersAtOnce):
+class WorkersAI(AnswersAtOnce, Remote):
     """`POST /accounts/{account}/ai/run/{model}`. A user's own key is written `account:token`."""
 
     name = "workers_ai"
 
     def __init__(self, at: Endpoint, models: Models, *, account: str) -> None:
-        self._http = Http(self.name, at, explain=_explain)
-        self._models, self._account = models, account
+        super().__init__(at, models, explain=_explain)
+        self._account = account
 
     @property
     def has_key(self) -> bool:
-        return self._http.has_key and bool(self._account)
+        return super().has_key and bool(self._account)
 
     async def submit(self, request: Request, *, key: SecretStr | None = None) -> Done:
-        model = self._models.of(request.model)
-        model.limits.check(request)
+        model = self._models.checked(request)
         account, token = self._account, None
         if key is not None:
             account, _, token = key.get_secret_value().rpartition(":")
-        async with self._http.call("submit", model.id, key, hide=(request.prompt,)) as call:
+        async with self._submitting(request, key) as call:
             if not account or not account.replace("-", "").isalnum():
                 raise call.error(ProviderAccount, "no account: set PERUSE_WORKERS_AI_ACCOUNT, or bring account:token")
             answer = await call.send(
