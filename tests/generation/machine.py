@@ -19,7 +19,8 @@ import asyncpg
 from pydantic import SecretStr
 
 from store import storage
-from store.credits import grant, set_budgets, set_plan
+from store.accounts import set_budgets, set_plan
+from store.credits import grant
 from store.deletions import delete_due
 from store.erasure import erase
 from store.errors import (

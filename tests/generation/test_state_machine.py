@@ -148,7 +148,12 @@ def _rehearsal(gate: str) -> list[Thing]:
         ("claim", {"which": 0}), ("claim", {"which": 1}),
         ("oversleep", {"which": 0, "gate": gate, "steps": 60, "is_cleared": True}), ("claim", {"which": 0}),
         *(("oversleep", {"which": 0, "gate": gate, "steps": n, "is_cleared": False}) for n in (2, 5)),
-        ("crash", {"which": 0, "gate": gate}), ("claim", {"which": 2}), ("step", {"which": 0, "steps": 5}),
+        *(
+            thing for which in range(4) for thing in (
+                ("claim", {"which": which}), ("crash", {"which": which, "gate": gate}),
+                ("expire", {"which": 0, "everything": True}))
+        ),
+        ("claim", {"which": 2}), ("step", {"which": 0, "steps": 5}),
         *(("cancel", {"which": which}) for which in range(4, 8)), ("call_back", {"which": 0, "times": 2}),
         ("step", {"which": 0, "steps": 9}), ("listen", {"which": 2}),
         ("expire", {"which": 0, "everything": True}), ("claim", {"which": 1}), ("stop", {"which": 0}),
