@@ -52,6 +52,8 @@ _RESTING: Final = "tests/actors/test_resting.py::"
 _SLOTS: Final = "tests/actors/test_slots.py::"
 _PAGES: Final = "tests/actors/test_pages.py::"
 _REPEATS: Final = "tests/gateway/test_repeats.py::"
+_INTERRUPTIONS: Final = "tests/generation/test_interruptions.py::"
+_RACES: Final = "tests/generation/test_money_races.py::"
 _ONCE: Final = "tests/store/test_idempotency.py::"
 _GENERATIONS: Final = "tests/gateway/test_generations.py::"
 _WEBHOOK_EVENTS: Final = "tests/store/test_webhook_events.py::"
@@ -306,6 +308,75 @@ MUTANTS: Final = (
         "self.whole = data if is_whole and is_idle and",
         "self.whole = data if is_whole and",
         (_REPEATS + "test_what_is_learned_is_the_request_that_was_answered",),
+    ),
+    Mutant(
+        "whoever once had a job writes about it",
+        "store/generation/jobs.py",
+        "where job_id = $1 and fence = $2 for update",
+        "where job_id = $1 and $2::bigint is not null for update",
+        (
+            _RACES + "test_two_workers_and_one_lease_that_has_ended",
+            _INTERRUPTIONS + "test_comes_back_in_the_middle[after the attempt's row, before the call]",
+        ),
+    ),
+    Mutant(
+        "a task is handed over again though its id is known",
+        "store/generation/calling.py",
+        "        if row.task_id is None:\n            raise UnknownOutcome",
+        "        if row.state:\n            raise UnknownOutcome",
+        (
+            _INTERRUPTIONS + "test_killed[after a task's id was saved]",
+            _INTERRUPTIONS + "test_killed[while a task runs]",
+        ),
+    ),
+    Mutant(
+        "pictures that are stored are drawn again",
+        "store/generation/calling.py",
+        "if await self._caller._delivery.is_stored(row.pictures):",
+        "if not row.id:",
+        (_INTERRUPTIONS + "test_killed[after the upload]",),
+    ),
+    Mutant(
+        "unknown outcomes are not counted",
+        "store/generation/calling.py",
+        "        work.unknown += isinstance(error, UnknownOutcome)\n",
+        "",
+        (_INTERRUPTIONS + "test_the_answer_is_lost[replicate/black-forest-labs/flux-schnell]",),
+    ),
+    Mutant(
+        "what a late worker uploads stays",
+        "store/generation/attempts.py",
+        'where id = $1 and object_keys && $2::text[]", id, keys)',
+        'where id = $1", id)',
+        (_INTERRUPTIONS + "test_what_came_late_is_deleted[replicate/black-forest-labs/flux-schnell-half]",),
+    ),
+    Mutant(
+        "what was named before keeps its room and its objects",
+        "store/generation/attempts.py",
+        "    assert row is not None\n    await _give_up(connection, row)\n",
+        "    assert row is not None\n",
+        (_INTERRUPTIONS + "test_killed[in the middle of the upload of a task's picture]",),
+    ),
+    Mutant(
+        "a cancel throws away pictures that are stored",
+        "store/generation/canceling.py",
+        " or await connection.fetchval(_IS_TOUCHED, job_id)",
+        "",
+        (_INTERRUPTIONS + "test_canceled_while_nobody_has_it[@cf/stabilityai/stable-diffusion-xl-base-1.0]",),
+    ),
+    Mutant(
+        "what a job held is not given free at its end",
+        "store/jobs.sql",
+        "update accounts set held_tenths = held_tenths - new.price_tenths, updated_at",
+        "update accounts set updated_at",
+        (_RACES + "test_a_cancel_and_an_end_at_once[True]", _INTERRUPTIONS + "test_killed[before the attempt's row]"),
+    ),
+    Mutant(
+        "a balance goes below nothing",
+        "store/jobs.sql",
+        "if had + new.amount_tenths < 0 then",
+        "if had < 0 then",
+        (_RACES + "test_fifty_at_once_against_a_balance_for_ten",),
     ),
     Mutant(
         "two requests with one idempotency key at once",

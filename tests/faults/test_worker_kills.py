@@ -39,9 +39,12 @@ async def jobs(primary: Primary, tmp_path: Path) -> AsyncIterator[JobsWorld]:
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(8, id="quick"), pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
+    "kills",
+    [
+        pytest.param(8, marks=pytest.mark.timeout(300)),
+        pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(1800)]),
+    ],
 )
-@pytest.mark.timeout(300)
 async def test_a_worker_is_killed(jobs: JobsWorld, database: str, tmp_path: Path, kills: int) -> None:
     """Whenever a worker is killed, the next one goes on: the ledger is right after each kill, and at the end every job
     is completed, or has been given back after two outcomes that nobody knows."""
@@ -87,6 +90,7 @@ async def test_a_worker_is_killed(jobs: JobsWorld, database: str, tmp_path: Path
     assert with_task == [], "a task whose id was saved is always gone on with"
 
 
+@pytest.mark.timeout(300)
 async def test_a_worker_is_told_to_stop(jobs: JobsWorld, database: str, tmp_path: Path) -> None:
     """SIGTERM ends a worker within seconds, whatever its providers do, and its jobs wait for the next one at once."""
     env = {**jobs.world.fake.settings(), "PERUSE_FETCH_ALLOW": jobs.world.fake.url}
@@ -105,6 +109,7 @@ async def test_a_worker_is_told_to_stop(jobs: JobsWorld, database: str, tmp_path
     assert len(jobs.world.fake.made("replicate")) == 1
 
 
+@pytest.mark.timeout(300)
 async def test_a_worker_is_killed_under_ray() -> None:
     """Ray starts a killed worker again, five times: its jobs go on, each becomes one picture, and the stop is clean."""
     with tempfile.TemporaryDirectory(prefix="peruse-", dir="/tmp") as folder:

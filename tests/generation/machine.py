@@ -267,8 +267,9 @@ class Stage:
             await worker.step(job)
         return worker, job
 
-    async def oversleep(self, which: int, gate: str, is_cleared: bool) -> None:
-        """A worker sleeps at a gate until its lease has ended and another one was at its job, and then goes on."""
+    async def oversleep(self, which: int, gate: str, steps: int, is_cleared: bool) -> None:
+        """A worker sleeps at a gate until its lease has ended and another one went some steps with its job, and then
+        goes on."""
         worker, job = await self._come_to(which, gate)
         if job is None:
             return
@@ -281,7 +282,7 @@ class Stage:
         )  # fmt: skip
         other = self.workers[(self.workers.index(worker) + 1) % _WORKERS]
         self.seen["claimed"] += await other.claim()
-        await other.step(job, 60)
+        await other.step(job, steps)
         if is_cleared:
             await self.clear_away()
         await worker.step(job, 60)

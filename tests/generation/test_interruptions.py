@@ -59,6 +59,12 @@ class Bench:
     async def expire(self) -> None:
         await self.primary.fetch("update queue set lease_until = clock_timestamp() where worker is not null")
 
+    async def rows(self) -> list[str]:
+        """All that is written about jobs, but what is to be deleted."""
+        tables = ("jobs", "queue", "attempts", "images", "credit_ledger", "accounts", "storage_reservations")
+        all_rows = " union all ".join(f"select '{table} ' || t::text from {table} t" for table in tables)
+        return sorted(row[0] for row in await self.primary.fetch(all_rows))
+
     async def after(self, job: uuid.UUID) -> After:
         """What there is, once everything that must hold was looked at."""
         assert not self.book.wrong
@@ -150,6 +156,23 @@ async def test_comes_back_after_its_lease(bench: Bench, point: str) -> None:
     await first.work()
     late = 1 if gate == "ask" else 0  # it had begun to ask when its lease ended: nothing holds that back
     assert await bench.after(job) == ended._replace(asked=["ok"] * (asked + late))
+
+
+@pytest.mark.parametrize("point", list(_POINTS))
+async def test_comes_back_in_the_middle(bench: Bench, point: str) -> None:
+    """A worker that goes on while another one is at its job does not change a row."""
+    model, gate, time, *_ = _POINTS[point]
+    job = await bench.job(model)
+    first = await bench.worker()
+    await first.come_to(job, gate, time)
+    await bench.expire()
+    second = await bench.worker()
+    await second.step(job, 2)
+    before = await bench.rows()
+    await first.work()
+    assert await bench.rows() == before
+    await second.work()
+    assert (await bench.after(job))[3:5] == (_CHARGED, 1)
 
 
 @pytest.mark.parametrize("gate", ["put", "half", "put done"])

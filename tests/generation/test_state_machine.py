@@ -48,7 +48,10 @@ _WORK = st.one_of(_CLAIM, _STEP, _STEP)
 _works = st.lists(_WORK, min_size=1, max_size=3)
 _GATES = ("write", "written", "ask", "told", "look", "put", "half", "put done")
 _CRASH = _thing("crash", which=_which, gate=st.sampled_from([None, *_GATES]))
-_OVERSLEEP = _thing("oversleep", which=_which, gate=st.sampled_from(_GATES), is_cleared=st.booleans())
+_OVERSLEEP = _thing(
+    "oversleep", which=_which, gate=st.sampled_from(_GATES), steps=st.sampled_from([*range(1, 13), 60]),
+    is_cleared=st.booleans(),
+)  # fmt: skip
 _CRASHES = st.one_of(
     _CRASH,
     _CRASH,
@@ -143,8 +146,14 @@ def _rehearsal(gate: str) -> list[Thing]:
         ("create", {**create, "user": "cyn", "model": "builtin", "words": []}),
         ("cancel", {"which": 0}), ("cancel", {"which": 0}),
         ("claim", {"which": 0}), ("claim", {"which": 1}),
-        ("oversleep", {"which": 0, "gate": gate, "is_cleared": True}), ("claim", {"which": 0}),
-        ("crash", {"which": 0, "gate": gate}), ("claim", {"which": 2}), ("step", {"which": 0, "steps": 5}),
+        ("oversleep", {"which": 0, "gate": gate, "steps": 60, "is_cleared": True}), ("claim", {"which": 0}),
+        *(("oversleep", {"which": 0, "gate": gate, "steps": n, "is_cleared": False}) for n in (2, 5)),
+        *(
+            thing for which in range(4) for thing in (
+                ("claim", {"which": which}), ("crash", {"which": which, "gate": gate}),
+                ("expire", {"which": 0, "everything": True}))
+        ),
+        ("claim", {"which": 2}), ("step", {"which": 0, "steps": 5}),
         *(("cancel", {"which": which}) for which in range(4, 8)), ("call_back", {"which": 0, "times": 2}),
         ("step", {"which": 0, "steps": 9}), ("listen", {"which": 2}),
         ("expire", {"which": 0, "everything": True}), ("claim", {"which": 1}), ("stop", {"which": 0}),
