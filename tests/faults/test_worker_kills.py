@@ -47,7 +47,7 @@ async def jobs(primary: Primary, tmp_path: Path) -> AsyncIterator[JobsWorld]:
 )
 async def test_a_worker_is_killed(jobs: JobsWorld, database: str, tmp_path: Path, kills: int) -> None:
     """Whenever a worker is killed, the next one goes on: the ledger is right after each kill, and at the end every job
-    is completed, or has been given back after two outcomes that nobody knows."""
+    is completed, or has been given back after two outcomes that nobody knows, or after the deaths of 25 workers."""
     env = {
         **jobs.world.fake.settings(),
         "PERUSE_WORKER_LEASE_S": "2",
@@ -78,8 +78,9 @@ async def test_a_worker_is_killed(jobs: JobsWorld, database: str, tmp_path: Path
         attempts = await jobs.attempts(row["id"])
         unknown = [one for one in attempts if one["state"] == "unknown"]
         if row["state"] != "completed" or len(row["image_ids"]) < row["n"]:
-            assert row["error_code"] == "unknown_outcome", row
-            assert len(unknown) >= 2, attempts
+            # The oldest jobs are claimed by each worker: where all of them die young, those end too.
+            is_worn = row["error_code"] == "worker_failed" and max(one["fence"] for one in attempts) > 20
+            assert is_worn or (row["error_code"] == "unknown_outcome" and len(unknown) >= 2), (row, attempts)
         stored = [key for one in attempts if one["state"] == "done" for key in one["object_keys"]]
         shown = await jobs.primary.fetch("select object_key from images where job_id = $1", row["id"])
         assert sorted(stored) == sorted(image["object_key"] for image in shown), attempts
