@@ -753,7 +753,7 @@ async def test_role_decides_about_the_address(shared: World, route: tuple[str, s
         path = path.replace(name, str(uuid.uuid4()))
 
     path = canonical.replace("{id}", str(uuid.uuid4())).replace("{user}", "cara")
-    path = path.replace("{model}", "builtin").replace("{provider}", "openai")
+    path = path.replace("{model}", "builtin").replace("{provider}", "openai").replace("{delivery}", str(uuid.uuid4()))
 
     async def status(user: str | None, role: str = "user") -> int:
         headers = {} if user is None else {"Authorization": f"Bearer {shared.token(user, role)}"}
