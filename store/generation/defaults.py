@@ -89,10 +89,11 @@ def check_for(model: Model, defaults: Defaults) -> None:
         InvalidValue: names the field, in words that name the limit.
     """
     width, height = _size(model, defaults)
+    # Without the watermark: where the model writes none, it is written when the picture is finished.
     request = Request(
         model=model.id, prompt="a picture", width=width, height=height, n=defaults.n or 1,
         negative_prompt=defaults.negative_prompt, steps=defaults.steps, seed=defaults.seed,
-        watermark=defaults.watermark, options=defaults.options or {},
+        options=defaults.options or {},
     )  # fmt: skip
     try:
         model.limits.check(request, most=model.limits.max_n)

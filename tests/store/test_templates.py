@@ -298,7 +298,6 @@ async def test_settings_of_a_model_are_kept_for_their_user(primary: Primary) -> 
     [
         ("@cf/lykon/dreamshaper-8-lcm", {"steps": 21}, "takes 1 to 20"),
         ("openai/dall-e-3", {"steps": 5}, "has no steps to choose"),
-        ("openai/dall-e-3", {"watermark": "me"}, "watermark is not taken by"),
         ("builtin", {"options": {"guidance": 1}}, "guidance is not taken by builtin"),
         ("builtin", {"n": 9}, "draws 1 to 8"),
         ("fal-ai/flux/dev", {"width": 1000, "height": 1000}, "in steps of 16"),
