@@ -17,6 +17,7 @@ import typer
 from gateway import money_commands
 from gateway.objects_commands import objects
 from gateway.operating import add_commands
+from gateway.options import DATA, Data
 from gateway.settings_commands import config
 from store.errors import (
     EmbeddedPostgresError,
@@ -38,10 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Data = Annotated[
-    Path, typer.Option("--data", help="The data folder; it also names the running instance.", envvar="PERUSE_DATA")
-]
-_DATA: Final = Path(".peruse")
 _BIND: Final = "127.0.0.1"
 
 
@@ -74,7 +71,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 @app.command()
 def serve(
-    data: Data = _DATA,
+    data: Data = DATA,
     port: Annotated[int, typer.Option(help="Port of the gateway; 0 takes a free one.", min=0, max=65535)] = 8000,
     bind: Annotated[str, typer.Option("--bind", help="Address to listen on.")] = _BIND,
     hosts: Annotated[
@@ -104,7 +101,7 @@ def serve(
     def ready(url: str) -> None:
         console.done()
         print(f"ready {url}", flush=True)
-        option = "" if data == _DATA.resolve() else f" --data {data}"
+        option = "" if data == DATA.resolve() else f" --data {data}"
         me = "peruse" if sys.argv[0].endswith(".py") else sys.argv[0]
         print(f"a token: {me} token USER{option}    a gallery: {me} import FILE.tsv --user USER{option}", flush=True)
 
@@ -145,7 +142,7 @@ class _Starting:
 
 @app.command()
 def gateway(
-    data: Data = _DATA,
+    data: Data = DATA,
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
     bind: Annotated[str, typer.Option("--bind", help="Address to listen on.")] = _BIND,
     fd: Annotated[int, typer.Option(help="A listening socket that was inherited.", hidden=True)] = -1,
@@ -174,7 +171,7 @@ def gateway(
 
 @app.command()
 def hosts(
-    data: Data = _DATA,
+    data: Data = DATA,
     count: Annotated[int, typer.Option(help="How many replica hosts.", min=1, max=256)] = 1,
     workers: Annotated[int, typer.Option(help="How many workers beside them.", min=0, max=256)] = 0,
 ) -> None:
@@ -184,7 +181,7 @@ def hosts(
 
 @app.command()
 def workers(
-    data: Data = _DATA,
+    data: Data = DATA,
     count: Annotated[int, typer.Option(help="How many workers.", min=1, max=256)] = 1,
 ) -> None:
     """Run workers, which make pictures, under Ray, for a cluster."""
@@ -217,7 +214,7 @@ def _build() -> str:
 
 
 @app.command()
-def migrate(data: Data = _DATA) -> None:
+def migrate(data: Data = DATA) -> None:
     """Bring the primary's tables and triggers up to date."""
     from store.config import StoreSettings
     from store.instance import primary_url
@@ -227,7 +224,7 @@ def migrate(data: Data = _DATA) -> None:
 
 
 @app.command()
-def primary(data: Data = _DATA) -> None:
+def primary(data: Data = DATA) -> None:
     """Print the primary's URL, for psql and other writers."""
     from store.config import StoreSettings
     from store.instance import primary_url
@@ -241,7 +238,7 @@ def primary(data: Data = _DATA) -> None:
 @app.command()
 def token(
     user: str,
-    data: Data = _DATA,
+    data: Data = DATA,
     admin: Annotated[bool, typer.Option("--admin", help="A token for /admin.")] = False,
     service: Annotated[bool, typer.Option("--service", help="A token for /internal: it may act for any user.")] = False,
     ttl: Annotated[str, typer.Option(help="How long it is good for: 90s, 30m, 12h, 1d (the most).")] = "1d",
@@ -272,7 +269,7 @@ def _existing(data: Path) -> None:
 @app.command()
 def key(
     user: str,
-    data: Data = _DATA,
+    data: Data = DATA,
     name: Annotated[str, typer.Option(help="What to call it.")] = "",
     list_: Annotated[bool, typer.Option("--list", help="Show the user's keys instead.")] = False,
     revoke: Annotated[str, typer.Option(help="End the key with this id instead.")] = "",
@@ -318,7 +315,7 @@ async def _with_primary(data: Path, work: Callable[[Any], Coroutine[Any, Any, T]
 def import_(
     file: Annotated[Path, typer.Argument(help="Tab-separated, with a column named Prompt.")],
     user: Annotated[str, typer.Option(help="Whose gallery.")],
-    data: Data = _DATA,
+    data: Data = DATA,
     limit: Annotated[int | None, typer.Option(help="Only the first so many prompts.", min=1)] = None,
     size: Annotated[int, typer.Option(help="Width and height in pixels.", min=64, max=2048)] = 512,
 ) -> None:

@@ -12,16 +12,12 @@ from typing import Annotated, Any, Final
 import msgspec
 import typer
 
+from gateway.options import DATA, Data, Json
 from store.errors import InvalidValue
 
 __all__ = ["add_commands", "audit_money"]
 
-Data = Annotated[
-    Path, typer.Option("--data", help="The data folder; it also names the running instance.", envvar="PERUSE_DATA")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 User = Annotated[str, typer.Argument(help="The user's id; an unknown user is made.")]
-_DATA: Final = Path(".peruse")
 #: Users that one snapshot is read of.
 _BATCH: Final = 200
 
@@ -37,7 +33,7 @@ def grant(
     user: User,
     amount: Annotated[str, typer.Argument(metavar="CREDITS", help="How many; below 0 takes back.")],
     reason: Annotated[str, typer.Option(help="What the user reads beside it.")] = "",
-    data: Data = _DATA,
+    data: Data = DATA,
     json: Json = False,
 ) -> None:
     """Add CREDITS to USER's balance, as a line of the ledger that they see with its REASON."""
@@ -57,7 +53,7 @@ def grant(
 def plan(
     user: User,
     plan: Annotated[str, typer.Argument(help="free, pro or enterprise.")],
-    data: Data = _DATA,
+    data: Data = DATA,
     json: Json = False,
 ) -> None:
     """Set USER's plan: how much they may store, and how soon their generations are drawn."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from gateway.options import DATA, Data, Json
 from store.errors import ObjectError, SettingError
 
 if TYPE_CHECKING:
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["objects", "open_place"]
 
-Data = Annotated[
-    Path, typer.Option("--data", help="The data folder; it also names the running instance.", envvar="PERUSE_DATA")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_DATA: Final = Path(".peruse")
 _PLACE: Final = re.compile(r"local:(?P<path>.+)|s3:(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(@(?P<endpoint>.+))?")
 #: Keys that are told one by one; of more only how many there are.
 _MAX_TOLD: Final = 1000
@@ -37,7 +33,7 @@ objects = typer.Typer(help="The bytes of images: check them, move them.", no_arg
 @objects.command()
 def check(
     repair: Annotated[bool, typer.Option("--repair", help="Make right what can be.")] = False,
-    data: Data = _DATA,
+    data: Data = DATA,
     json: Json = False,
 ) -> None:
     """Compare all rows with all objects. Exit code 1: something is wrong, and was not repaired.
@@ -109,7 +105,7 @@ def copy(
     source: Annotated[str, typer.Option("--from", help="local:PATH or s3:BUCKET[@ENDPOINT]")],
     destination: Annotated[str, typer.Option("--to", help="local:PATH or s3:BUCKET[@ENDPOINT]")],
     verify: Annotated[bool, typer.Option("--verify", help="Read what is there already, too.")] = False,
-    data: Data = _DATA,
+    data: Data = DATA,
     json: Json = False,
 ) -> None:
     """Copy every object from one store to another, and read each back. Exit code 1: some are not the same.

@@ -6,21 +6,17 @@ import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from gateway.money_commands import audit_money
+from gateway.options import DATA, Data, Json
 
 __all__ = ["add_commands"]
 
-Data = Annotated[
-    Path, typer.Option("--data", help="The data folder; it also names the running instance.", envvar="PERUSE_DATA")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 User = Annotated[str, typer.Argument(help="The user's id.")]
-_DATA: Final = Path(".peruse")
 
 epoch = typer.Typer(help="The identity of the primary's history.", no_args_is_help=True)
 users = typer.Typer(help="The users: a list, and how to erase one.", invoke_without_command=True)
@@ -34,7 +30,7 @@ def add_commands(app: typer.Typer) -> None:
     app.add_typer(epoch, name="epoch")
 
 
-def replicas(data: Data = _DATA, json: Json = False) -> None:
+def replicas(data: Data = DATA, json: Json = False) -> None:
     """The open replicas of every host, the one read last first."""
     _show(
         _ask(data, lambda o: o.replicas()),
@@ -43,7 +39,7 @@ def replicas(data: Data = _DATA, json: Json = False) -> None:
     )
 
 
-def locate(user: User, data: Data = _DATA, json: Json = False) -> None:
+def locate(user: User, data: Data = DATA, json: Json = False) -> None:
     """Which host serves USER, and whether the replica is open there."""
     found = _ask(data, lambda o: o.inspect(user))
     _show(
@@ -53,17 +49,17 @@ def locate(user: User, data: Data = _DATA, json: Json = False) -> None:
     )
 
 
-def inspect(user: User, data: Data = _DATA, json: Json = False) -> None:
+def inspect(user: User, data: Data = DATA, json: Json = False) -> None:
     """Everything that is known of USER's replica: state, version, age, and how far behind the primary it is."""
     _show_one(_ask(data, lambda o: o.inspect(user)), json)
 
 
-def passivate(user: User, data: Data = _DATA, json: Json = False) -> None:
+def passivate(user: User, data: Data = DATA, json: Json = False) -> None:
     """Close USER's replica; its file stays, and the next read opens it."""
     _show_one(_ask(data, lambda o: o.passivate(user)), json)
 
 
-def reseed(user: User, data: Data = _DATA, json: Json = False) -> None:
+def reseed(user: User, data: Data = DATA, json: Json = False) -> None:
     """Make USER's replica again from the primary."""
     _show_one(_ask(data, lambda o: o.reseed(user)), json)
 
@@ -71,7 +67,7 @@ def reseed(user: User, data: Data = _DATA, json: Json = False) -> None:
 def export(
     user: User,
     out: Annotated[Path, typer.Argument(help="A new SQLite file.")],
-    data: Data = _DATA,
+    data: Data = DATA,
     json: Json = False,
 ) -> None:
     """Write USER's replica, fresh from the primary at one version, to the file OUT."""
@@ -83,7 +79,7 @@ def audit(
     sample: Annotated[int | None, typer.Option(help="Only so many users, taken at random.", min=1)] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Make right what differs.")] = False,
     money: Annotated[bool, typer.Option("--money", help="Instead: whether credits and jobs add up.")] = False,
-    data: Data = _DATA,
+    data: Data = DATA,
     json: Json = False,
 ) -> None:
     """Compare replicas with the primary, row by row, each at one version; with --money, what the primary says of
@@ -134,7 +130,7 @@ def _audit_row(report: dict[str, Any]) -> dict[str, Any]:
 @users.callback()
 def list_users(
     context: typer.Context,
-    data: Data = _DATA,
+    data: Data = DATA,
     json: Json = False,
     after: Annotated[str, typer.Option(help="Start behind this id.")] = "",
     limit: Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)] = 100,
@@ -149,7 +145,7 @@ def list_users(
 @users.command("delete")
 def delete_user(
     user: User,
-    data: Data = _DATA,
+    data: Data = DATA,
     json: Json = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
@@ -161,7 +157,7 @@ def delete_user(
 
 
 @epoch.command("rotate")
-def epoch_rotate(data: Data = _DATA, json: Json = False) -> None:
+def epoch_rotate(data: Data = DATA, json: Json = False) -> None:
     """Begin a new epoch: after a restore, or after anything that the triggers could not see. Replicas are then made
     again, each when it is next needed."""
     _show_one({"epoch": _ask(data, lambda o: o.rotate_epoch())}, json)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from difflib import get_close_matches
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gateway.options import DATA, Data
 from store.errors import SettingError
 
 if TYPE_CHECKING:
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["config"]
 
 config = typer.Typer(help="Settings kept in the data folder.", no_args_is_help=True)
-
-Data = Annotated[
-    Path, typer.Option("--data", help="The data folder; it also names the running instance.", envvar="PERUSE_DATA")
-]
-_DATA: Final = Path(".peruse")
 
 
 def _settings_classes() -> list[type[Settings]]:
@@ -35,7 +30,7 @@ def _settings_classes() -> list[type[Settings]]:
 
 
 @config.command("set")
-def config_set(name: str, value: str, data: Data = _DATA) -> None:
+def config_set(name: str, value: str, data: Data = DATA) -> None:
     """Keep the setting NAME (PERUSE_… or without) in the data folder. `-` as VALUE reads it from standard input."""
     from gateway.supervisor import prepare_data
     from store.config import read_saved, save
@@ -54,7 +49,7 @@ def config_set(name: str, value: str, data: Data = _DATA) -> None:
 
 
 @config.command("list")
-def config_list(data: Data = _DATA) -> None:
+def config_list(data: Data = DATA) -> None:
     """Show every setting, its value, and where the value comes from. Secrets are not shown."""
     from store.config import read_saved
 
