@@ -13,7 +13,7 @@ from tests.mutants import MUTANTS, ROOT, Mutant, NotThere, mutate
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_changes_one_place_and_names_tests_that_there_are(mutant: Mutant, tmp_path: Path) -> None:
-    (tmp_path / mutant.file).parent.mkdir()
+    (tmp_path / mutant.file).parent.mkdir(parents=True)
     shutil.copy(ROOT / mutant.file, tmp_path / mutant.file)
 
     mutate(tmp_path, mutant)
