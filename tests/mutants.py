@@ -372,13 +372,6 @@ MUTANTS: Final = (
         (_RACES + "test_a_cancel_and_an_end_at_once[True]", _INTERRUPTIONS + "test_killed[before the attempt's row]"),
     ),
     Mutant(
-        "a balance goes below nothing",
-        "store/jobs.sql",
-        "if had + new.amount_tenths < 0 then",
-        "if had < 0 then",
-        (_RACES + "test_fifty_at_once_against_a_balance_for_ten",),
-    ),
-    Mutant(
         "two requests with one idempotency key at once",
         "store/idempotency.py",
         "if not await connection.fetchval(_LOCK, user, key):",

@@ -254,7 +254,7 @@ async def test_canceled_while_nobody_has_it(bench: Bench, model: str) -> None:
     first = await bench.worker()
     await first.come_to(job, "put done" if model == DIRECT else "look")
     await first.crash()
-    await bench.expire()
+    await bench.primary.fetch("update queue set worker = null, lease_until = null")  # as a claim finds out
     said, _ = await bench.primary.write("ana", lambda connection: cancel(connection, "ana", job))
     assert said == "requested"
     await (await bench.worker()).work()

@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from store.generation.models import DOCUMENTS_MODEL
 from tests.generation.interference import REFUSED
-from tests.generation.machine import USERS, Stage
+from tests.generation.machine import Stage
+from tests.generation.machine_users import USERS
 from tests.generation.scripted import Word
 from tests.generation.workers import MODELS, TASKS
 
@@ -157,6 +158,7 @@ def _rehearsal(gate: str) -> list[Thing]:
         *(("cancel", {"which": which}) for which in range(4, 8)), ("call_back", {"which": 0, "times": 2}),
         ("step", {"which": 0, "steps": 9}), ("listen", {"which": 2}),
         ("expire", {"which": 0, "everything": True}), ("claim", {"which": 1}), ("stop", {"which": 0}),
+        *(("cancel", {"which": which}) for which in range(8, 12)),
         ("fill", {"user": "bob"}), ("claim", {"which": 1}), ("work", {"which": 0}),
         ("call_back", {"which": 0, "times": 1}), ("interfere", {"which": 1}), ("clear_away", {}),
         ("erase", {"user": "cyn"}), ("create", {**create, "user": "cyn", "model": "builtin", "words": []}),
@@ -176,7 +178,10 @@ _SEEN = (
 @pytest.mark.timeout(0 if _EXAMPLES else 900)  # a failing order is made short, which takes its time
 def test_no_credit_and_no_picture_is_lost_in_whatever_order_things_happen(database: str, tmp_path: Path) -> None:
     """Ledger, balance, holds, refunds, images, objects, room and queue agree after every step, no provider draws twice
-    unless its answer was lost, and every job comes to one end."""
+    unless its answer was lost, and every job comes to one end.
+
+    mission: 31, 43, 54, 56
+    """
     loop = asyncio.new_event_loop()
     stage = Stage(database, tmp_path)
     loop.run_until_complete(stage.open())
