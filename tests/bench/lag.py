@@ -19,6 +19,7 @@ import uvloop
 from gateway.config import GatewaySettings
 from gateway.server import serve_gateway
 from store.config import StoreSettings
+from store.generation.config import ProviderSettings
 from store.instance import primary_url
 
 _EVERY_S: Final = 0.001
@@ -53,7 +54,7 @@ async def _serve(data: Path, port: int) -> None:
     _Lag().start()
     await serve_gateway(
         data, primary_url=primary_url(data, store), store=store, settings=GatewaySettings.load(data),
-        wire_secret=None, index=8, listening=None, bind="127.0.0.1", port=port,
+        providers=ProviderSettings.load(data), wire_secret=None, index=8, listening=None, bind="127.0.0.1", port=port,
     )  # fmt: skip
 
 
