@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,7 +22,7 @@ from store.config import StoreSettings
 from store.generation.config import ProviderSettings
 from store.primary import Connection
 
-__all__ = ["World", "add_images", "png", "until"]
+__all__ = ["World", "add_images", "ended", "png", "until"]
 
 
 class World:
@@ -153,3 +153,10 @@ async def until(check: Callable[[], Any], *, timeout_s: float = 10.0) -> Any:
         if asyncio.get_running_loop().time() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {check}")
         await asyncio.sleep(0.01)
+
+
+async def ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Returns when all of these have ended; fails, and says which have not, after 10 s. Others that come and go, of
+    whatever else runs in the process, are not looked at."""
+    _, left = await asyncio.wait(tasks, timeout=10) if tasks else ((), ())
+    assert not left

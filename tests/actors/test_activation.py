@@ -14,7 +14,7 @@ from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
 from store.primary import Primary
 from tests.actors.fleet import ALL, Fleet, Gate, History, add_image, held, position, shown
-from tests.world import add_images, until
+from tests.world import add_images, ended, until
 
 
 async def read_now(fleet: Fleet, user: str, floor: Bookmark | None = None) -> Any:
@@ -422,7 +422,7 @@ async def test_closing_ends_seeds_and_pulls(fleet: Fleet, primary: Primary) -> N
         await fleet.replicas.life.close_all()
         assert (fleet.replicas.active_count, fleet.replicas.seeding_count) == (0, 0)
 
-    await until(lambda: asyncio.all_tasks() <= before)
+    await ended(asyncio.all_tasks() - before)
     assert [name for name in fleet.files() if name.endswith(".staging")] == []
 
 

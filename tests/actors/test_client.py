@@ -24,7 +24,7 @@ from store.gallery import GalleryQuery, encode_query
 from store.hosts import HostRow, list_hosts
 from store.primary import Primary
 from tests.actors.fleet import ALL, History, add_image, shown
-from tests.world import until
+from tests.world import ended, until
 
 StartHost = Callable[..., Awaitable[ReplicaHost]]
 USERS = [f"user-{n}" for n in range(12)]
@@ -308,7 +308,7 @@ async def test_closing_leaves_no_task_and_no_connection(hosts: list[ReplicaHost]
         await asyncio.gather(*(read(client, user) for user in USERS))
         await client.close()
 
-    await until(lambda: asyncio.all_tasks() <= before)
+    await ended(asyncio.all_tasks() - before)
     await until(lambda: not hosts[0]._connections and not hosts[1]._connections)
 
 

@@ -25,7 +25,7 @@ from store import hosts
 from store.changes import START, Reset
 from store.primary import Primary
 from tests.actors.fleet import ALL, FakeClock, Fleet, History, add_image, held, shown
-from tests.world import add_images, until
+from tests.world import add_images, ended, until
 
 
 class Works:
@@ -258,10 +258,7 @@ async def test_a_pull_that_ends_after_the_close_starts_no_seed(fleet: Fleet, his
     await turn()
 
     assert fleet.replicas.seeding_count == 0
-    try:
-        await until(lambda: asyncio.all_tasks() <= before)
-    except AssertionError:
-        assert asyncio.all_tasks() - before == set()  # says what is left
+    await ended(asyncio.all_tasks() - before)
 
 
 # --- the turns of all hosts -------------------------------------------------------------------------------------
