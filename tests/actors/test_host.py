@@ -26,7 +26,7 @@ from store.epoch import Bookmark
 from store.errors import SettingError
 from store.primary import Primary
 from tests.actors.fleet import ALL, Gate, History, add_image, held, shown
-from tests.world import until
+from tests.world import ended, until
 
 StartHost = Callable[..., Awaitable[ReplicaHost]]
 
@@ -331,14 +331,13 @@ async def test_a_stopped_host_leaves_nothing(start_host: StartHost, primary: Pri
                 "and application_name like 'peruse test:0%'"
             )
         return {
-            "tasks": len(asyncio.all_tasks()),
             "threads": threading.active_count(),
             "files": len(os.listdir("/proc/self/fd")),
             "backends": backends,
         }
 
     await live(0)
-    before = await held_now()
+    before, tasks = await held_now(), asyncio.all_tasks()
 
     for round_ in range(1, 21):
         await live(round_)
@@ -354,6 +353,7 @@ async def test_a_stopped_host_leaves_nothing(start_host: StartHost, primary: Pri
         await until(is_as_before, timeout_s=3)
     except AssertionError:
         assert await left_over() == {}  # says what is left
+    await ended(asyncio.all_tasks() - tasks)
 
 
 async def test_a_long_path_leaves_no_folder_behind(
