@@ -6,29 +6,24 @@ import json
 import uuid
 from typing import Any
 
+from tests.money import add_job, add_user, give
+
 __all__ = ["add_jobs", "end_job", "grant"]
 
 
 async def grant(connection: Any, user: str, tenths: int) -> None:
     """Give `user`, who need not be there yet, tenths of a credit."""
-    await connection.execute("insert into users (id) values ($1) on conflict do nothing", user)
-    await connection.execute(
-        "insert into credit_ledger (owner_id, kind, amount_tenths, reason) values ($1, 'grant', $2, 'a gift')",
-        user,
-        tenths,
-    )
+    await add_user(connection, user)
+    await give(connection, user, tenths, "a gift")
 
 
 async def add_jobs(connection: Any, user: str, count: int = 1, **columns: Any) -> list[uuid.UUID]:
     """Jobs that have just begun to wait; the newest last."""
-    await connection.execute("insert into users (id) values ($1) on conflict do nothing", user)
-    ids = []
-    for n in range(count):
-        values = {"prompt": f"prompt {n} of {user}", "provider": "builtin", "model": "builtin", **columns}
-        marks = ", ".join(f"${i}" for i in range(2, 2 + len(values)))
-        sql = f"insert into jobs (owner_id, {', '.join(values)}) values ($1, {marks}) returning id"
-        ids.append(await connection.fetchval(sql, user, *values.values()))
-    return ids
+    await add_user(connection, user)
+    price = columns.pop("price_tenths", 0)
+    return [
+        await add_job(connection, user, price, **{"prompt": f"prompt {n} of {user}", **columns}) for n in range(count)
+    ]
 
 
 async def end_job(connection: Any, job_id: uuid.UUID, state: str, *, pictures: int = 1, **columns: Any) -> None:
