@@ -15,6 +15,7 @@ import msgspec
 
 from store.credits import as_json
 from store.tables import REPLICATED, TIME_COLUMNS
+from store.text import exact
 
 __all__ = ["FILTERS", "Documents", "Row", "projection"]
 
@@ -291,7 +292,7 @@ def _job(source: str | bytes) -> Row:
     error = None if r.error_code is None else _JobError(r.error_code, r.error_message or "")
     document = _JobDocument(
         r.id, r.kind, r.prompt, r.params, r.image_size, r.watermark, r.n, r.provider, r.model, r.own_key, r.state,
-        as_json(r.price_tenths - r.refunded_tenths), as_json(r.refunded_tenths), _dollars(r.cost_usd),
+        as_json(r.price_tenths - r.refunded_tenths), as_json(r.refunded_tenths), exact(r.cost_usd),
         r.duration_ms, error, r.image_ids, r.batch_id, _time(r.hidden_at), _time_of(r.created_at),
         _time_of(r.updated_at),
     )  # fmt: skip
@@ -317,14 +318,10 @@ def _usage(source: str | bytes) -> Row:
     r = _decode_usage(source)
     document = _UsageDocument(
         r.day, r.generations_count, r.generations_success, r.generations_failed, r.generations_canceled,
-        r.images_count, as_json(r.credits_used_tenths), _dollars(r.cost_usd), r.duration_ms, r.model_usage,
+        r.images_count, as_json(r.credits_used_tenths), exact(r.cost_usd), r.duration_ms, r.model_usage,
         r.storage_used_bytes,
     )  # fmt: skip
     return Row(r.id, (r.day,), _encode(document))
-
-
-def _dollars(amount: Decimal) -> msgspec.Raw:
-    return msgspec.Raw(f"{amount:f}".encode())
 
 
 def _filename(key: str) -> str:

@@ -25,10 +25,10 @@ from sqlalchemy.engine import Dialect
 
 from store.documents import projection
 from store.errors import InvalidQuery
+from store.parameters import DEFAULT_LIMIT
 from store.tables import metadata
 
 __all__ = [
-    "DEFAULT_LIMIT",
     "Compiled",
     "Condition",
     "ListQuery",
@@ -42,8 +42,6 @@ __all__ = [
     "page_token",
     "with_page_token",
 ]
-
-DEFAULT_LIMIT: Final = 50
 
 _EPOCH_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 

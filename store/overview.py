@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
+from store.credits import as_json
 from store.primary import Primary
-from store.usage import exact
+from store.text import exact
 
 __all__ = ["QueueDepth", "overview", "queue_depths"]
 
@@ -117,18 +116,14 @@ async def overview(primary: Primary) -> dict[str, Any]:
         "stored_bytes": stored_bytes,
         "jobs": {"pending": 0, "processing": 0, "uploading": 0, **dict(map(tuple, unfinished)), **ended},
         "queue": [depth._asdict() for depth in _depths(queue)],
-        "credits_granted": _credits(balance + held + usage["used_tenths"]),
-        "credits_balance": _credits(balance),
-        "credits_held": _credits(held),
-        "credits_used": _credits(usage["used_tenths"]),
+        "credits_granted": as_json(balance + held + usage["used_tenths"]),
+        "credits_balance": as_json(balance),
+        "credits_held": as_json(held),
+        "credits_used": as_json(usage["used_tenths"]),
         "cost_usd": exact(usage["cost_usd"]),
-        "last_day": {"jobs": jobs, "credits_used": _credits(used), "cost_usd": exact(cost_usd)},
+        "last_day": {"jobs": jobs, "credits_used": as_json(used), "cost_usd": exact(cost_usd)},
         "providers": [_provider(*row) for row in providers],
     }
-
-
-def _credits(tenths: int) -> msgspec.Raw:
-    return exact((Decimal(tenths) / 10).normalize())
 
 
 def _provider(

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Sequence
 from typing import Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
+from store import parameters as read
 from store.errors import InvalidQuery
+from store.parameters import Parameters
 
-__all__ = ["Page", "page_token", "parse_page"]
+__all__ = ["Page", "page_token", "parse_page", "read_token"]
 
-MAX_LIMIT: Final = 200
-DEFAULT_LIMIT: Final = 50
 _MAX_TOKEN_CHARS: Final = 2048
 
 P = TypeVar("P", bound=msgspec.Struct)
@@ -24,27 +23,19 @@ P = TypeVar("P", bound=msgspec.Struct)
 class Page(NamedTuple, Generic[P]):
     """At most `limit` rows behind `after`; None: from the beginning."""
 
-    limit: int = DEFAULT_LIMIT
+    limit: int = read.DEFAULT_LIMIT
     after: P | None = None
 
 
-def parse_page(parameters: Sequence[tuple[str, str]], place: type[P]) -> Page[P]:
+def parse_page(parameters: Parameters, place: type[P]) -> Page[P]:
     """The page that a URL's parameters ask for; `place` is a tagged struct, so that a token fits one list only.
 
     Raises:
         InvalidQuery: an unknown, repeated or malformed parameter; names it.
     """
-    values: dict[str, str] = {}
-    for name, value in parameters:
-        if name not in ("limit", "page_token"):
-            raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; known are limit, page_token")
-        if name in values:
-            raise InvalidQuery(name, f"query parameter {name!r} is given twice")
-        values[name] = value
-    limit, token = values.get("limit", str(DEFAULT_LIMIT)), values.get("page_token")
-    if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= MAX_LIMIT):
-        raise InvalidQuery("limit", f"limit must be a whole number from 1 to {MAX_LIMIT}, got {limit[:20]!r}")
-    return Page(int(limit), None if token is None else _read(token, place))
+    values = read.known(parameters, ("limit", "page_token"))
+    token = values.get("page_token")
+    return Page(read.limit(values), None if token is None else read_token(token, place))
 
 
 def page_token(last: msgspec.Struct) -> str:
@@ -52,9 +43,14 @@ def page_token(last: msgspec.Struct) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(last)).rstrip(b"=").decode()
 
 
-def _read(token: str, place: type[P]) -> P:
+def read_token(token: str, place: type[P], *, max_chars: int = _MAX_TOKEN_CHARS) -> P:
+    """Where the page ended that `token` follows.
+
+    Raises:
+        InvalidQuery: this list did not give it out.
+    """
     wrong = InvalidQuery("page_token", "page_token is not one that this list gave out")
-    if len(token) > _MAX_TOKEN_CHARS or not token.isascii():
+    if len(token) > max_chars or not token.isascii():
         raise wrong
     try:
         text = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)

@@ -9,13 +9,25 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 from store.errors import InvalidQuery
-from store.lists import DEFAULT_LIMIT
 
-__all__ = ["Parameters", "choice", "day_or_time", "flag", "known", "limit", "page", "text", "uuid_text", "whole"]
+__all__ = [
+    "DEFAULT_LIMIT",
+    "Parameters",
+    "choice",
+    "day_or_time",
+    "flag",
+    "known",
+    "limit",
+    "page",
+    "text",
+    "uuid_text",
+    "whole",
+]
 
 Parameters: TypeAlias = Mapping[str, str] | Sequence[tuple[str, str]]
 
 MAX_LIMIT: Final = 200
+DEFAULT_LIMIT: Final = 50
 MAX_FILTER_CHARS: Final = 200
 
 #: Beyond it, a time has no RFC 3339 form. In microseconds.
@@ -36,7 +48,7 @@ def known(parameters: Parameters, names: tuple[str, ...]) -> dict[str, str]:
     values: dict[str, str] = {}
     for name, value in pairs:
         if name not in names:
-            raise InvalidQuery(name, f"unknown query parameter {name!r}; known are {', '.join(names)}")
+            raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; known are {', '.join(names)}")
         if name in values:
             raise InvalidQuery(name, f"query parameter {name!r} is given twice")
         values[name] = value
@@ -48,9 +60,9 @@ def page(values: Mapping[str, str]) -> dict[str, Any]:
     return {"limit": limit(values), "sort": choice(values, "sort", ("newest", "oldest")) or "newest"}
 
 
-def limit(values: Mapping[str, str]) -> int:
+def limit(values: Mapping[str, str], *, most: int = MAX_LIMIT) -> int:
     """`limit`: rows on a page."""
-    return whole(values, "limit", DEFAULT_LIMIT, MAX_LIMIT)
+    return whole(values, "limit", DEFAULT_LIMIT, most)
 
 
 def whole(values: Mapping[str, str], name: str, default: int, most: int) -> int:

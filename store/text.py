@@ -1,12 +1,15 @@
-"""Text: what Postgres can keep, checked before it is sent so that a refusal names the field; times as text."""
+"""Text: what Postgres can keep, checked before it is sent so that a refusal names the field; times, exact numbers."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from decimal import Decimal
+
+import msgspec
 
 from store.errors import InvalidValue
 
-__all__ = ["check_text", "time_text"]
+__all__ = ["check_text", "exact", "time_text"]
 
 
 def check_text(name: str, value: str, *, max_chars: int | None = None, max_bytes: int | None = None) -> None:
@@ -30,3 +33,8 @@ def check_text(name: str, value: str, *, max_chars: int | None = None, max_bytes
 def time_text(moment: datetime) -> str:
     """RFC 3339 in UTC with six digits, as documents have it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def exact(amount: Decimal) -> msgspec.Raw:
+    """A number of a JSON document with all its digits: sums of money are neither floats nor texts."""
+    return msgspec.Raw(f"{amount:f}".encode())

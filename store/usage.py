@@ -16,8 +16,9 @@ import msgspec
 from store import parameters as read
 from store.documents import projection
 from store.parameters import Parameters
+from store.text import exact
 
-__all__ = ["AccountQuery", "StatsQuery", "SummaryQuery", "exact", "parse_stats_query", "summary_from_postgres"]
+__all__ = ["AccountQuery", "StatsQuery", "SummaryQuery", "parse_stats_query", "summary_from_postgres"]
 
 MAX_DAYS: Final = 366
 DEFAULT_DAYS: Final = 30
@@ -119,11 +120,6 @@ def _totals(days: Sequence[_Day], storage_used_bytes: int) -> dict[str, Any]:
         "storage_used_bytes": storage_used_bytes,
     }
     return totals | {other: totals[name] for other, name in _OTHER_NAMES.items()}
-
-
-def exact(amount: Decimal) -> msgspec.Raw:
-    """A number of a JSON document with all its digits: sums of money are neither floats nor texts."""
-    return msgspec.Raw(f"{amount:f}".encode())
 
 
 _OTHER_NAMES: Final = {

@@ -5,24 +5,22 @@ A replay is a delivery of its own with the event's old id and bytes, so that a r
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import uuid
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
-from store.errors import InvalidQuery, InvalidValue, LimitReached, NotFound
+from store import parameters as read
+from store.errors import InvalidValue, LimitReached, NotFound
+from store.pages import page_token, read_token
+from store.parameters import Parameters
 from store.primary import Connection, Primary
-from store.webhooks import time_text
+from store.text import time_text
 
 __all__ = ["Delivery", "LogQuery", "Page", "deliveries", "forget_old", "parse_log_query", "ping", "replay"]
 
 MAX_LIMIT: Final = 100
-DEFAULT_LIMIT: Final = 50
 #: Deliveries of one webhook that may wait while a person asks for more.
 MOST_WAITING: Final = 100
 _STATES: Final = ("pending", "delivered", "failed")
@@ -78,12 +76,23 @@ class Delivery(msgspec.Struct):
     ended_at: str | None
 
 
-class LogQuery(NamedTuple):
-    """One page of a log: at most `limit` deliveries in `state`, those before `after` (created_at in µs, id)."""
+class LogPlace(msgspec.Struct, frozen=True, array_like=True, tag="delivery"):
+    """Where a page ended: microseconds, and the delivery."""
 
-    limit: int = DEFAULT_LIMIT
+    at: Annotated[int, msgspec.Meta(ge=0, lt=253_402_300_800_000_000)]
+    id: uuid.UUID
+
+    @classmethod
+    def of(cls, row: Any) -> LogPlace:
+        return cls((row["created_at"] - _EPOCH_START) // timedelta(microseconds=1), row["id"])
+
+
+class LogQuery(NamedTuple):
+    """One page of a log: at most `limit` deliveries in `state`, those before `after`."""
+
+    limit: int = read.DEFAULT_LIMIT
     state: str | None = None
-    after: tuple[int, uuid.UUID] | None = None
+    after: LogPlace | None = None
 
 
 class Page(NamedTuple):
@@ -93,25 +102,18 @@ class Page(NamedTuple):
     next_page_token: str | None
 
 
-def parse_log_query(parameters: Sequence[tuple[str, str]]) -> LogQuery:
+def parse_log_query(parameters: Parameters) -> LogQuery:
     """The page that a URL's parameters ask for.
 
     Raises:
         InvalidQuery: names the parameter.
     """
-    values = dict(parameters)
-    for name, _ in parameters:
-        if name not in ("limit", "page_token", "state"):
-            raise InvalidQuery(name, f"unknown query parameter {name[:40]!r}; known are limit, page_token, state")
-    if len(values) < len(parameters):
-        raise InvalidQuery("limit", "limit, page_token and state may be given once")
-    limit, state, token = (values.get(name) for name in ("limit", "state", "page_token"))
-    if limit is not None and not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= 100):
-        raise InvalidQuery("limit", f"limit must be a whole number from 1 to {MAX_LIMIT}")
-    if state is not None and state not in _STATES:
-        raise InvalidQuery("state", f"state must be one of {', '.join(_STATES)}")
+    values = read.known(parameters, ("limit", "page_token", "state"))
+    token = values.get("page_token")
     return LogQuery(
-        DEFAULT_LIMIT if limit is None else int(limit), state, None if token is None else _read_token(token)
+        read.limit(values, most=MAX_LIMIT),
+        read.choice(values, "state", _STATES),
+        None if token is None else read_token(token, LogPlace, max_chars=256),
     )
 
 
@@ -123,7 +125,7 @@ async def deliveries(primary: Primary, owner: str, webhook_id: uuid.UUID, query:
     """
     if not await primary.fetch("select true from webhooks where id = $1 and owner_id = $2", webhook_id, owner):
         raise NotFound("Webhook not found")
-    at, row_id = query.after or (0, None)
+    at, row_id = (0, None) if query.after is None else (query.after.at, query.after.id)
     rows = await primary.fetch(
         f"select {_COLUMNS} from webhook_deliveries where webhook_id = $1 and owner_id = $2 "
         "and ($3::text is null or state = $3) and ($5::uuid is null or (created_at, id) < ($4, $5)) "
@@ -131,7 +133,8 @@ async def deliveries(primary: Primary, owner: str, webhook_id: uuid.UUID, query:
         webhook_id, owner, query.state, _EPOCH_START + timedelta(microseconds=at), row_id, query.limit + 1,
     )  # fmt: skip
     shown = rows[: query.limit]
-    return Page([_delivery(row) for row in shown], _token(shown[-1]) if len(rows) > query.limit else None)
+    token = page_token(LogPlace.of(shown[-1])) if len(rows) > query.limit else None
+    return Page([_delivery(row) for row in shown], token)
 
 
 async def ping(connection: Connection, owner: str, webhook_id: uuid.UUID) -> Delivery:
@@ -195,25 +198,6 @@ def _delivery(row: Any) -> Delivery:
         status=row["status"],
         response=row["response"],
         took_ms=row["took_ms"],
-        created_at=time_text(row["created_at"]) or "",
-        ended_at=time_text(row["ended_at"]),
+        created_at=time_text(row["created_at"]),
+        ended_at=None if row["ended_at"] is None else time_text(row["ended_at"]),
     )
-
-
-def _token(row: Any) -> str:
-    raw = json.dumps([(row["created_at"] - _EPOCH_START) // timedelta(microseconds=1), str(row["id"])])
-    return base64.urlsafe_b64encode(raw.encode()).rstrip(b"=").decode()
-
-
-def _read_token(token: str) -> tuple[int, uuid.UUID]:
-    """Unsigned: the owner and the webhook are always asked for too."""
-    wrong = InvalidQuery("page_token", "page_token is not one that this list gave out")
-    if len(token) > 256 or not token.isascii():
-        raise wrong
-    try:
-        at, row_id = json.loads(base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True))
-        if type(at) is not int or not 0 <= at < 253_402_300_800_000_000:
-            raise wrong
-        return at, uuid.UUID(row_id)
-    except (binascii.Error, ValueError, TypeError, AttributeError, RecursionError):
-        raise wrong from None

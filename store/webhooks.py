@@ -11,7 +11,6 @@ import base64
 import secrets
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -20,6 +19,7 @@ from store.errors import InvalidValue, LimitReached, NotFound
 from store.ids import new_id
 from store.primary import Connection, Primary
 from store.sealing import Sealer
+from store.text import time_text
 from store.users import ensure_user
 from store.webhook_posting import checked_url
 
@@ -35,7 +35,6 @@ __all__ = [
     "get",
     "list_webhooks",
     "rotate",
-    "time_text",
 ]
 
 #: What may be told of. A test's `ping` comes whatever a webhook has chosen.
@@ -77,11 +76,6 @@ class NewSecret(NamedTuple):
 def context_of(webhook_id: uuid.UUID) -> str:
     """What a secret is sealed for."""
     return f"webhook/{webhook_id}"
-
-
-def time_text(at: datetime | None) -> str | None:
-    """RFC 3339 in UTC with six digits, as documents have it."""
-    return None if at is None else at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 async def create(
@@ -219,7 +213,7 @@ def _webhook(row: Any) -> Webhook:
         list(events),
         state,
         reason,
-        time_text(old_until),
-        time_text(created) or "",
-        time_text(updated) or "",
+        None if old_until is None else time_text(old_until),
+        time_text(created),
+        time_text(updated),
     )
