@@ -31,6 +31,7 @@ from store.generation.config import ProviderSettings
 from store.instance import primary_url
 from store.keyfile import kept_secret
 from store.logs import configure
+from store.priority import run_first
 
 __all__ = ["Cluster", "keep_cluster"]
 
@@ -168,6 +169,7 @@ class _HostActor:
         threading.Thread(target=self._run, name="host", daemon=True).start()
 
     def _run(self) -> None:
+        run_first()
         try:
             self._loop.run_until_complete(self._serve())
         except BaseException:

@@ -18,6 +18,7 @@ from gateway.hot import HotRunner
 from store.config import StoreSettings
 from store.errors import SettingError
 from store.generation.config import ProviderSettings
+from store.priority import run_first
 
 __all__ = ["serve_gateway"]
 
@@ -45,6 +46,7 @@ async def serve_gateway(
         SettingError: the port cannot be had.
     """
     _raise_file_limit()
+    run_first()
     gateway = Gateway(
         data, primary_url=primary_url, store=store, settings=settings, providers=providers,
         wire_secret=wire_secret, index=index,

@@ -11,5 +11,6 @@ images, users, api_keys, hosts, accounts, templates, model_settings, own_keys   
 webhooks     who is told of what; webhook_log, webhook_sending: how it went, and how it gets there
 idempotency  a request that is sent again is answered again
 objects      image bytes; generation: how images are made
+priority     whom the kernel runs first
 ids, clock, logs, errors, config  the small things everybody needs
 """
