@@ -13,7 +13,8 @@ fetch.py           bytes from a URL that somebody else chose; addresses.py, allo
 pictures.py        what bytes are: format, size, thumbnail and placeholder
 stored.py          what a row says about its picture
 finishing.py       what a provider sent becomes what is kept; watermark.py, provenance.py: what is put into it
-picture_process.py pictures read in processes of their own; picture_worker.py: one of them, within limits
+picture_process.py pictures read in processes of their own; picture_worker.py: one of them, within limits;
+                   picture_child.py: what runs in it
 reconcile.py       do rows and objects agree
 copying.py         every object of one store into another
 thumbs.py          thumbnails and placeholders of decoded pictures

@@ -1,114 +1,96 @@
-"""One worker process that reads one picture at a time, within limits, and may be killed at any moment."""
+"""One worker process that reads one picture at a time, within limits, and may be killed at any moment.
+
+Tasks go to its standard input from the event loop itself, in pieces: a thread that sends them would hold the
+interpreter's lock against readers.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import multiprocessing
 import os
-import resource
-import signal
 import sys
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import Final
 
-from PIL import AvifImagePlugin
+import msgspec
 
 from store.errors import BrokenPicture, PicturesBusy
+from store.objects.finishing import Finished
+from store.objects.picture_child import ANSWER, READY, SIZES, Finish, Prepare, encode_task
 
 __all__ = ["PictureWorker"]
 
 _START_LIMIT_S: Final = 60.0
 """A start takes 0.2 s; on a machine that swaps, or under a debugger, it may take much longer."""
 
-_PR_SET_PDEATHSIG: Final = 1
-_NICE: Final = 10
-"""Beside a process of the usual priority it gets a tenth of a core: readers wait for nobody's picture."""
-
-_Result = TypeVar("_Result")
+_PIECE_BYTES: Final = 256 * 1024
+_MOST_BYTES: Final = 2**28
+"""Of an answer; the largest picture with its watermark is far from it. More is no answer of ours."""
+_GONE: Final = (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError, msgspec.DecodeError)
+"""It ended, or talks nonsense: it is not trusted any more than the picture that it reads."""
 
 
 class PictureWorker:
-    """An executor with a single process, started when first needed and again after it died."""
+    """A process, started when first needed and again after it died."""
 
-    def __init__(
-        self,
-        warm_up: Callable[[], object],
-        *,
-        time_limit_s: float,
-        memory_limit_bytes: int,
-    ) -> None:
-        """`warm_up` runs once in each new process, outside of the time limit: it pays for the imports."""
-        self._warm_up: Final = warm_up
+    def __init__(self, *, time_limit_s: float, memory_limit_bytes: int) -> None:
         self._time_limit_s: Final = time_limit_s
         self._memory_limit_bytes: Final = memory_limit_bytes
-        self._executor: ProcessPoolExecutor | None = None
+        self._process: Process | None = None
 
-    async def run(self, call: Callable[[], _Result]) -> _Result:
-        """Returns what the call returns in the process. `call` and its result must pickle.
+    async def run(self, task: Prepare | Finish, data: bytes) -> Finished:
+        """What the process made of the picture; of `Prepare`, without bytes to keep.
 
-        Raises: BrokenPicture when it took too long or ended the process, PicturesBusy when none starts.
+        Raises:
+            PictureError: as the task says; BrokenPicture, too, when it took too long or ended the process.
+            PicturesBusy: no process starts.
         """
-        running = await self._submit(call)
+        process = await self._running()
         try:
             async with asyncio.timeout(self._time_limit_s):
-                return await asyncio.wrap_future(running)
+                await _send(process, encode_task(task, data), data)
+                return ANSWER.decode(await _receive(process)).result()
         except TimeoutError as error:
             self.kill()
             raise BrokenPicture(f"the picture took longer than {self._time_limit_s:g} s to read") from error
-        except BrokenProcessPool as error:
+        except _GONE as error:
             self.kill()
             raise BrokenPicture("the picture ended the process that read it") from error
         except asyncio.CancelledError:
             self.kill()
             raise
 
-    def kill(self) -> None:
-        """Ends the process, whatever it does. The next `run` starts another."""
-        executor = self._take()
-        if executor is not None:
-            executor.shutdown(wait=False)
+    def kill(self) -> Process | None:
+        """Ends the process, whatever it does; answers it. The next `run` starts another."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+        return process
 
     async def close(self) -> None:
         """Kills, and returns when the process is gone."""
-        executor = self._take()
-        if executor is not None:
-            await asyncio.to_thread(executor.shutdown)
+        process = self.kill()
+        if process is not None:
+            await process.wait()
 
-    def _take(self) -> ProcessPoolExecutor | None:
-        executor, self._executor = self._executor, None
-        if executor is not None:
-            # What `kill_workers` of Python 3.14 does. The executor's own thread reaps the process, and fails
-            # the call that it had.
-            for process in list((executor._processes or {}).values()):
-                process.kill()
-        return executor
-
-    async def _submit(self, call: Callable[[], _Result]) -> Future[_Result]:
-        """Hands the call to a process that is known to run.
-
-        A process that died while it was idle is replaced here: that is not the picture's fault.
-        """
-        if self._executor is not None:
-            # The executor learns of a death on a thread of its own, a moment later than this asks.
-            if all(process.is_alive() for process in list(self._executor._processes.values())):
-                with suppress(BrokenProcessPool):
-                    return self._executor.submit(call)
-            self.kill()
-        executor = self._executor = ProcessPoolExecutor(
-            1,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_confine,
-            initargs=(os.getpid(), self._memory_limit_bytes),
-        )
+    async def _running(self) -> Process:
+        """A process that is known to run. One that died while it was idle is replaced here: that is not the picture's
+        fault."""
+        if self._process is not None and _runs(self._process):
+            return self._process
+        self.kill()
+        words = [sys.executable, "-m", "store.objects.picture_child", str(self._memory_limit_bytes), str(os.getpid())]
         try:
             async with asyncio.timeout(_START_LIMIT_S):
-                await asyncio.wrap_future(executor.submit(self._warm_up))
-            return executor.submit(call)
-        except (BrokenProcessPool, OSError) as error:
+                # A session of its own: it steps back as a whole (see priority), and Ctrl-C is for its parent.
+                process = self._process = await asyncio.create_subprocess_exec(
+                    *words, stdin=PIPE, stdout=PIPE, start_new_session=True
+                )
+                await _ready(process)
+                return process
+        except (*_GONE, OSError, TimeoutError) as error:
             self.kill()
             raise PicturesBusy("the process that reads pictures does not start") from error
         except asyncio.CancelledError:
@@ -116,22 +98,32 @@ class PictureWorker:
             raise
 
 
-def _confine(parent_pid: int, memory_limit_bytes: int) -> None:
-    """Runs first in the process: dies with its parent, leaves Ctrl-C to it, goes behind whoever answers requests, and
-    cannot take all memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # Counts from the parent *thread* that started the process: the one that runs the event loop.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:  # It died before the line above could tell.
-            os._exit(1)
-    os.nice(_NICE)
-    if sys.platform == "linux":
-        with suppress(OSError):  # Some containers forbid it.
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # It never interrupts another one.
-    # No file with a user's picture in it when Pillow crashes.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(ValueError, OSError):  # macOS has no such limit.
-        resource.setrlimit(resource.RLIMIT_AS, (memory_limit_bytes, memory_limit_bytes))
-    # One thread per processor would need address space for each of their stacks and heaps.
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+def _runs(process: Process) -> bool:
+    """What the kernel knows: asyncio learns of a death in a later turn of its loop."""
+    try:
+        return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False
+
+
+async def _ready(process: Process) -> None:
+    if await _receive(process) != READY:
+        raise msgspec.DecodeError("not what a reader of pictures says first")
+
+
+async def _send(process: Process, head: bytes, data: bytes) -> None:
+    assert process.stdin is not None
+    process.stdin.write(head)
+    rest = memoryview(data)
+    while rest:
+        process.stdin.write(rest[:_PIECE_BYTES])
+        rest = rest[_PIECE_BYTES:]
+        await process.stdin.drain()
+
+
+async def _receive(process: Process) -> bytes:
+    assert process.stdout is not None
+    size_bytes, _ = SIZES.unpack(await process.stdout.readexactly(SIZES.size))
+    if size_bytes > _MOST_BYTES:
+        raise msgspec.DecodeError(f"an answer of {size_bytes} bytes")
+    return await process.stdout.readexactly(size_bytes)

@@ -153,5 +153,5 @@ def _read(data: bytes, content_type: str, max_pixels: int) -> Picture:
 
 
 def warm_up() -> None:
-    """Loads what the first picture would have to wait for."""
-    webp(Image.new("RGB", (1, 1)))
+    """Loads what the first picture would have to wait for, and shows that there is memory for a thumbnail."""
+    webp(Image.new("RGB", (THUMB_PX, THUMB_PX)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import multiprocessing
 import os
 import select
 import signal
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from random import Random
 
@@ -25,6 +23,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from store.errors import BrokenPicture, PictureError, PicturesBusy, PictureTooLarge, UnsupportedPicture
 from store.objects.picture_process import PictureProcess
 from store.objects.pictures import Picture, prepare
+from tests.bench.process import tree
 
 FORMATS = {"image/png": "PNG", "image/jpeg": "JPEG", "image/webp": "WEBP", "image/avif": "AVIF"}
 RED, BLUE = (220, 20, 20), (20, 20, 220)
@@ -328,26 +327,29 @@ SMALL = encoded(photo(64, 64), "PNG")
 @pytest.fixture(autouse=True)
 def elsewhere() -> Iterator[None]:
     """Other tests of the run may keep workers of their own: they do not count here."""
-    _others.update(child.pid for child in multiprocessing.active_children())
+    _others.update(_children())
     yield
     _others.clear()
 
 
-_others: set[int | None] = set()
+_others: set[int] = set()
 
 
-def workers() -> list[BaseProcess]:
-    """The worker processes that this test started."""
-    return [child for child in multiprocessing.active_children() if child.pid not in _others]
+def _children() -> set[int]:
+    """The processes that this one has started to read pictures, and that run."""
+    return {pid for pid in tree([os.getpid()]) if b"picture_child" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+def workers() -> set[int]:
+    """Those of this test."""
+    return _children() - _others
 
 
 async def worker_of(process: PictureProcess) -> int:
     """Starts the worker by giving it a picture, and returns its pid."""
     await process.prepare(SMALL)
-    pids = [child.pid for child in workers()]
-    assert len(pids) == 1
-    assert pids[0] is not None
-    return pids[0]
+    (pid,) = workers()
+    return pid
 
 
 async def begun(coroutine: object) -> asyncio.Task[Picture]:
@@ -374,7 +376,7 @@ async def test_what_is_no_picture_starts_no_process(process: PictureProcess) -> 
     with pytest.raises(UnsupportedPicture):
         await process.prepare(b"text")
 
-    assert workers() == []
+    assert not workers()
 
 
 async def test_worker_that_dies_costs_its_picture_and_no_other(process: PictureProcess) -> None:
@@ -410,9 +412,6 @@ async def test_worker_that_died_while_idle_costs_no_picture(process: PictureProc
     os.kill(pid, signal.SIGKILL)
     assert select.select([ended], [], [], 10)[0]
     os.close(ended)
-    # The executor notices on a thread of its own; it has joined the process when it is no child any more.
-    while workers():
-        await asyncio.sleep(0.001)
 
     assert (await process.prepare(SMALL)).width == 64
 
@@ -496,7 +495,7 @@ async def test_close_ends_the_worker_and_fails_who_waits(process: PictureProcess
     for task in (running, waiting, process.prepare(SMALL)):
         with pytest.raises(PicturesBusy, match="no pictures are read any more"):
             await task
-    assert workers() == []
+    assert not workers()
 
 
 async def test_worker_that_cannot_start_blames_no_picture() -> None:
@@ -508,22 +507,77 @@ async def test_worker_that_cannot_start_blames_no_picture() -> None:
 
 
 async def test_worker_goes_behind_whoever_answers_requests(process: PictureProcess) -> None:
-    """Lower priority, and never ahead of its turn."""
+    """Lower priority, and never ahead of its turn; so does its session, where sessions are groups."""
     pid = await worker_of(process)
 
     assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+    assert os.getsid(pid) == pid
     if sys.platform == "linux":
         assert os.sched_getscheduler(pid) == os.SCHED_BATCH
+    group = Path(f"/proc/{pid}/autogroup")
+    if group.exists():
+        assert group.read_text().endswith("nice 10\n")
+
+
+LIAR = """#!{python}
+import struct, sys, time
+def say(answer, size=None):
+    sys.stdout.buffer.write(struct.pack("=QQ", len(answer) if size is None else size, 0) + answer)
+    sys.stdout.buffer.flush()
+say({first!r})
+sys.stdin.buffer.read(1)
+say({second!r}, {size!r})
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("second", "size"),
+    [(b"\x80\x04cos\nsystem\n", None), (b"\x81\xa7picture\xc3", None), (b"", 2**63)],
+    ids=["code", "not a picture", "endless"],
+)
+async def test_nothing_that_a_worker_says_is_believed_unless_it_is_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: bytes, size: int | None
+) -> None:
+    """A picture that took its reader over gains nothing outside of it."""
+    liar = tmp_path / "liar"
+    liar.write_text(LIAR.format(python=sys.executable, first=b"ready", second=second, size=size))
+    liar.chmod(0o700)
+    process = PictureProcess()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", str(liar))
+        with pytest.raises(BrokenPicture, match="ended the process that read it"):
+            await process.prepare(SMALL)
+
+    assert (await process.prepare(SMALL)).width == 64
+    await process.close()
+
+
+async def test_worker_that_does_not_speak_as_one_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar = tmp_path / "liar"
+    liar.write_text(LIAR.format(python=sys.executable, first=b"hello", second=b"", size=0))
+    liar.chmod(0o700)
+    process = PictureProcess()
+    monkeypatch.setattr(sys, "executable", str(liar))
+
+    with pytest.raises(PicturesBusy, match="does not start"):
+        await process.prepare(SMALL)
+    await process.close()
 
 
 PARENT = """
-import asyncio, multiprocessing, sys, time
+import asyncio, os, sys
 from store.objects.picture_process import PictureProcess
+from tests.bench.process import tree
 
 async def main():
     process = PictureProcess()
     await process.prepare(sys.stdin.buffer.read())
-    print(multiprocessing.active_children()[0].pid, flush=True)
+    (child,) = tree([os.getpid()]) - {os.getpid()}
+    print(child, flush=True)
     await asyncio.Event().wait()
 
 if __name__ == "__main__":
@@ -539,7 +593,6 @@ def test_worker_ignores_ctrl_c_and_dies_with_its_parent(tmp_path: Path) -> None:
         [sys.executable, str(script)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # Its resource tracker tells what the kill left, and removes it.
         env={**os.environ, "PYTHONPATH": str(root)},
     )
     assert parent.stdin is not None
