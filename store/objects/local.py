@@ -25,6 +25,7 @@ __all__ = ["LocalObjects"]
 
 _TEMPORARY: Final = ".tmp"
 _CHUNK_BYTES: Final = 256 * 1024
+_MAX_KEPT_FOLDERS: Final = 10_000
 
 
 class LocalObjects:
@@ -39,6 +40,8 @@ class LocalObjects:
         self._temporary.mkdir(mode=0o700, exist_ok=True)
         self._files_base: Final = files_base.rstrip("/")
         self._clock: Final = clock
+        #: Folders that survive a power cut, with all above them, since this process saw to it.
+        self._kept_folders: Final[set[Path]] = set()
 
     def path(self, key: str) -> Path:
         """Returns the file of this key, whether it exists or not.
@@ -170,6 +173,7 @@ class LocalObjects:
                         # If it is a file that has this name, the link tells so.
                         with suppress(FileExistsError):
                             folder.mkdir(mode=0o700)
+                            self._kept_folders.discard(path.parent)
                     os.link(temporary, path)
                 linked.append(path)
             with _writing(", ".join(key for key, _ in items)):
@@ -181,14 +185,20 @@ class LocalObjects:
             _unlink(written)
 
     def _sync_names(self, paths: Sequence[Path]) -> None:
-        """Syncs the folders of these files up to the root.
+        """Syncs the folders of these files, and those above up to the root.
 
-        The upper ones every time: another writer may have made them a moment ago and not synced them yet.
-        Syncing an unchanged folder costs microseconds.
+        The upper ones even if they were there: another writer may have made them a moment ago and not synced them
+        yet. But once is enough: an unchanged folder, too, is a round trip to the disk, and all who wait for it wait.
         """
-        for folder in {folder for path in paths for folder in (path.parent, path.parent.parent)}:
+        folders = {path.parent for path in paths}
+        new = folders - self._kept_folders
+        for folder in folders | {folder.parent for folder in new}:
             _sync_folder(folder)
-        _sync_folder(self.folder)
+        if new:
+            _sync_folder(self.folder)
+            if len(self._kept_folders) >= _MAX_KEPT_FOLDERS:
+                self._kept_folders.clear()
+            self._kept_folders.update(new)
 
     def _sweep(self, before_s: float) -> int:
         removed = 0

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from store.errors import ObjectError, ObjectExists, ObjectMissing
+from store.objects import local
 from store.objects.keys import new_key, owner_tag, thumb_key
 from store.objects.local import LocalObjects
 
@@ -73,6 +75,29 @@ async def test_key_never_changes_its_bytes(objects: LocalObjects) -> None:
 
     assert await objects.get(key) == b"first"
     assert files_below(objects.folder) == [objects.path(key)]
+
+
+async def test_folders_are_synced_up_to_the_root_until_they_are_known_to_last(
+    objects: LocalObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each new name is synced; what leads there once, and again if somebody has taken it away."""
+    synced: list[Path] = []
+    sync = local._sync_folder
+    monkeypatch.setattr(local, "_sync_folder", lambda folder: (synced.append(folder), sync(folder)))
+    key = a_key(1)
+    parent = objects.path(key).parent
+
+    await objects.put(key, b"bytes")
+    assert {*synced} == {parent, parent.parent, objects.folder}
+
+    synced.clear()
+    await objects.put(a_key(2), b"bytes")
+    assert synced == [parent]
+
+    shutil.rmtree(parent.parent)
+    synced.clear()
+    await objects.put(a_key(3), b"bytes")
+    assert {*synced} == {parent, parent.parent, objects.folder}
 
 
 async def test_of_many_writers_of_a_key_exactly_one_wins(objects: LocalObjects) -> None:
@@ -192,6 +217,7 @@ async def test_sweep_removes_old_leftovers_only(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, hashlib, sys
 from pathlib import Path
+from store.objects import local
 from store.objects.keys import new_key
 from store.objects.local import LocalObjects
 
