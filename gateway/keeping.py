@@ -36,9 +36,7 @@ async def keep(
         PrimaryUnavailable: when it went away during COMMIT the row, and with it the objects, may be there or not.
     """
     size_bytes = len(objects[0][1])
-    reservation, _ = await gateway.primary.write(
-        user, lambda connection: storage.reserve(connection, user, size_bytes, gateway.storage_limits)
-    )
+    reservation = await storage.reserve_alone(gateway.primary, user, size_bytes, gateway.storage_limits)
 
     async def transaction(connection: Connection) -> T:
         result = await work(connection)

@@ -15,10 +15,10 @@ import uuid
 from typing import Final, NamedTuple
 
 from store.errors import ReservationEnded, StorageQuotaExceeded
-from store.primary import Connection
-from store.users import ensure_user
+from store.primary import Connection, Primary
+from store.users import IS_THERE, ensure_user
 
-__all__ = ["Limits", "Reservation", "add", "free", "is_full", "release", "reserve", "settle"]
+__all__ = ["Limits", "Reservation", "add", "free", "is_full", "release", "reserve", "reserve_alone", "settle"]
 
 #: Longer than any upload, with all the retries of an object store.
 _LIFETIME_S: Final = 2 * 3600.0
@@ -41,14 +41,20 @@ class Reservation(NamedTuple):
 
 
 _LIMIT: Final = "case plan when 'free' then $2::bigint when 'pro' then $3::bigint else $4::bigint end"
-_RESERVE: Final = f"""
-with held as (
+_MADE: Final = f"""
+with there as ({IS_THERE}),
+held as (
   update accounts set storage_reserved_bytes = storage_reserved_bytes + $5
-  where owner_id = $1 and storage_used_bytes + storage_reserved_bytes + $5 <= {_LIMIT}
-  returning owner_id)
-insert into storage_reservations (owner_id, size_bytes, expires_at)
-select owner_id, $5, clock_timestamp() + make_interval(secs => $6) from held returning id
+  where owner_id = $1 and exists (select from there) and storage_used_bytes + storage_reserved_bytes + $5 <= {_LIMIT}
+  returning owner_id),
+made as (
+  insert into storage_reservations (owner_id, size_bytes, expires_at)
+  select owner_id, $5, clock_timestamp() + make_interval(secs => $6) from held returning id)
 """
+_RESERVE: Final = f"{_MADE} select id from made"
+#: As a transaction of its own, which does not wait for the disk: a crash of the primary gives the room back, and what
+#: was uploaded meanwhile cannot be settled.
+_RESERVE_ALONE: Final = f"{_MADE} select id, set_config('synchronous_commit', 'off', true) from made"
 _TAKE_BACK: Final = """
 with ended as (
   delete from storage_reservations where owner_id = $1 and expires_at <= clock_timestamp() returning size_bytes)
@@ -90,6 +96,24 @@ async def reserve(
         used, reserved, limit = await connection.fetchrow(_STATE, user, *limits)
         raise StorageQuotaExceeded(size_bytes, used_bytes=used, reserved_bytes=reserved, limit_bytes=limit)
     return Reservation(row_id, user, size_bytes)
+
+
+async def reserve_alone(
+    primary: Primary, user: str, size_bytes: int, limits: Limits, *, lifetime_s: float = _LIFETIME_S
+) -> Reservation:
+    """`reserve`, committed: as one statement if the user is there and has so much room.
+
+    Raises:
+        StorageQuotaExceeded: there is not so much; nothing was reserved.
+        PrimaryUnavailable: the room may be reserved or not; what is, ends by itself.
+    """
+    rows = await primary.fetch(_RESERVE_ALONE, user, *limits, size_bytes, lifetime_s)
+    if rows:
+        return Reservation(rows[0]["id"], user, size_bytes)
+    reservation, _ = await primary.write(
+        user, lambda connection: reserve(connection, user, size_bytes, limits, lifetime_s=lifetime_s)
+    )
+    return reservation
 
 
 async def is_full(connection: Connection, user: str, limits: Limits) -> bool:

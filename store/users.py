@@ -8,13 +8,13 @@ from store.errors import InvalidValue, NotFound
 from store.ids import is_user_id
 from store.primary import Connection
 
-__all__ = ["REFUSED_S", "ensure_user", "lock_user", "touch"]
+__all__ = ["IS_THERE", "REFUSED_S", "ensure_user", "lock_user", "touch"]
 
 #: For how long an erased id is refused: every token from before has ended then (they live a day at most).
 REFUSED_S: Final = 25 * 3600.0
 
 #: $1 user. The row is held as a row that refers to it would hold it: until this transaction ends, nobody erases it.
-_IS_THERE: Final = """
+IS_THERE: Final = """
 select true from users u
 where u.id = $1 and not exists (select from erased_users e where e.user_id = u.id and e.finished_at is null)
 for key share
@@ -36,7 +36,7 @@ async def ensure_user(connection: Connection, user: str) -> None:
     if not is_user_id(user):
         raise InvalidValue("user", f"user id {user[:40]!r} is not 1 to 128 of A-Z a-z 0-9 . _ @ | : -")
     # Asked first: an insert that conflicts would still burn a transaction id and dirty a page, on every write.
-    if await connection.fetchval(_IS_THERE, user) is not None:
+    if await connection.fetchval(IS_THERE, user) is not None:
         return
     await lock_user(connection, user)
     if await connection.fetchval(_IS_REFUSED, user, REFUSED_S):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 
 from store import storage
-from store.errors import ReservationEnded, StorageQuotaExceeded
+from store.errors import NotFound, ReservationEnded, StorageQuotaExceeded
 from store.primary import Connection, Primary
 from store.storage import Limits, Reservation
 from store.users import ensure_user
@@ -22,7 +23,20 @@ async def ana(primary: Primary) -> Primary:
     return primary
 
 
+@pytest.fixture(autouse=True, params=["alone", "in a transaction"])
+def way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to reserve keep all of the below."""
+    _ways.append(request.param)
+    yield
+    _ways.clear()
+
+
+_ways: list[str] = []
+
+
 async def reserve(primary: Primary, size_bytes: int, *, lifetime_s: float = 60.0) -> Reservation:
+    if _ways == ["alone"]:
+        return await storage.reserve_alone(primary, "ana", size_bytes, LIMITS, lifetime_s=lifetime_s)
     made, _ = await primary.write("ana", lambda c: storage.reserve(c, "ana", size_bytes, LIMITS, lifetime_s=lifetime_s))
     return made
 
@@ -173,3 +187,23 @@ async def test_first_reservation_makes_the_user(primary: Primary) -> None:
     await reserve(primary, 100)
 
     assert await account(primary) == (0, 100)
+
+
+async def test_alone_does_not_wait_for_the_disk_and_the_next_write_does(ana: Primary) -> None:
+    """A crash may give a reservation back; whoever commits on the same connection afterwards is durable."""
+    async with ana.connection() as connection:
+        await connection.execute("set synchronous_commit to on")
+    await storage.reserve_alone(ana, "ana", 1, LIMITS)
+
+    async with ana.connection() as connection:
+        assert await connection.fetchval("show synchronous_commit") == "on"
+
+
+async def test_erased_user_gets_no_room(ana: Primary) -> None:
+    """Not by the short way either."""
+    await ana.write("ana", lambda c: c.execute("insert into erased_users (user_id) values ('ana')"))
+
+    with pytest.raises(NotFound, match="was erased"):
+        await reserve(ana, 1)
+
+    assert await account(ana) == (0, 0)
