@@ -40,7 +40,7 @@ def run_first() -> None:
     """The calling thread, and the threads and processes that it starts, take a processor soon after they wake up, and
     no more of it than before."""
     if sys.platform == "linux":
-        _set(os.SCHED_OTHER, os.getpriority(os.PRIO_PROCESS, 0), _SHORT_NS)
+        _take_slices(_SHORT_NS)
 
 
 def run_last() -> None:
@@ -50,13 +50,15 @@ def run_last() -> None:
         return
     with suppress(OSError):  # Some containers forbid it.
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    _set(os.SCHED_BATCH, os.getpriority(os.PRIO_PROCESS, 0), _LONG_NS)
+    _take_slices(_LONG_NS)
     with suppress(OSError):  # No groups of sessions here.
         Path("/proc/self/autogroup").write_text(str(_NICE))
 
 
-def _set(policy: int, nice: int, slice_ns: int) -> None:
+def _take_slices(slice_ns: int) -> None:
+    """Policy and niceness stay as whoever started us chose them."""
     number = _SCHED_SETATTR.get(platform.machine())
     if number is not None:
+        policy, nice = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
         wanted = _ATTRIBUTES.pack(_ATTRIBUTES.size, policy, 0, nice, 0, slice_ns, 0, 0)
         ctypes.CDLL(None).syscall(number, 0, wanted, 0)

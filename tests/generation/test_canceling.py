@@ -115,6 +115,7 @@ async def test_its_user_is_erased_behind_the_upload(jobs: JobsWorld) -> None:
     # A runner that has lost its job does not wait for an upload under way, which comes to its end all the same.
     await until(lambda: len(list(jobs.objects.folder.glob("generated/*/*"))) == 3)
     left = {info.key async for info in jobs.objects.scan()}
+    assert len(left) == 3
     assert left <= {row[0] for row in await jobs.primary.fetch("select key from deletions")}
 
 

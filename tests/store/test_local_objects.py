@@ -217,7 +217,6 @@ async def test_sweep_removes_old_leftovers_only(tmp_path: Path) -> None:
 WRITER = """
 import asyncio, hashlib, sys
 from pathlib import Path
-from store.objects import local
 from store.objects.keys import new_key
 from store.objects.local import LocalObjects
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -337,7 +338,12 @@ _others: set[int] = set()
 
 def _children() -> set[int]:
     """The processes that this one has started to read pictures, and that run."""
-    return {pid for pid in tree([os.getpid()]) if b"picture_child" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    found = set()
+    for pid in tree([os.getpid()]):
+        with suppress(OSError):  # another one that ended meanwhile: a connection of Postgres, say
+            if b"picture_child" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+    return found
 
 
 def workers() -> set[int]:

@@ -191,12 +191,15 @@ async def test_first_reservation_makes_the_user(primary: Primary) -> None:
 
 async def test_alone_does_not_wait_for_the_disk_and_the_next_write_does(ana: Primary) -> None:
     """A crash may give a reservation back; whoever commits on the same connection afterwards is durable."""
+    wanted, ask = ("ana", *LIMITS, 1, 60.0), "show synchronous_commit"
     async with ana.connection() as connection:
-        await connection.execute("set synchronous_commit to on")
-    await storage.reserve_alone(ana, "ana", 1, LIMITS)
-
-    async with ana.connection() as connection:
-        assert await connection.fetchval("show synchronous_commit") == "on"
+        async with connection.transaction():
+            await connection.fetch(storage._RESERVE_ALONE, *wanted)
+            assert await connection.fetchval(ask) == "off"
+        assert await connection.fetchval(ask) == "on"
+        async with connection.transaction():
+            await connection.fetch(storage._RESERVE, *wanted)
+            assert await connection.fetchval(ask) == "on"
 
 
 async def test_erased_user_gets_no_room(ana: Primary) -> None:
