@@ -128,10 +128,16 @@ class Primary:
         Raises:
             PrimaryUnavailable: none within the wait, or the primary went away inside the block.
         """
+        task = asyncio.current_task()
+        assert task is not None
+        cancelled = task.cancelling()
         try:
             async with self._pool.acquire(timeout=self._wait_s) as connection:
                 yield connection
         except AWAY as error:
+            if task.cancelling() > cancelled:
+                # What fails while a cancelled statement is cleared away takes the place of the cancellation.
+                raise asyncio.CancelledError from error
             if isinstance(error, ValueError):
                 raise  # asyncpg refused a value of ours: the primary is fine
             raise PrimaryUnavailable(_reason(error)) from error

@@ -273,6 +273,27 @@ async def fill(primary: Primary) -> None:
     await asyncio.gather(*(primary.fetch("select pg_sleep(0.05)") for _ in range(8)))
 
 
+def end_from_elsewhere(database: str) -> None:
+    """End the connections of the pool while the loop is busy, so that it hears of nothing."""
+
+    async def end_them() -> None:
+        connection = await asyncpg.connect(database)
+        await connection.execute(END_MINE)
+        await connection.close()
+
+    elsewhere = threading.Thread(target=asyncio.run, args=(end_them(),))
+    elsewhere.start()
+    elsewhere.join()
+
+
+async def is_asked(database: str, statement: str) -> bool:
+    """Whether somebody waits for the answer of `statement`."""
+    connection = await asyncpg.connect(database)
+    found = await connection.fetch("select 1 from pg_stat_activity where state = 'active' and query = $1", statement)
+    await connection.close()
+    return bool(found)
+
+
 async def test_pool_comes_back_after_all_its_connections_were_ended(
     primary: Primary, connection: asyncpg.Connection
 ) -> None:
@@ -291,16 +312,27 @@ async def test_read_on_a_connection_that_is_dead_already_is_tried_again(database
     """Connections ended while the loop was busy look alive until they are used: a read survives that."""
     await fill(primary)
 
-    async def end_them() -> None:
-        connection = await asyncpg.connect(database)
-        await connection.execute(END_MINE)
-        await connection.close()
-
-    elsewhere = threading.Thread(target=asyncio.run, args=(end_them(),))
-    elsewhere.start()
-    elsewhere.join()  # blocks the loop, so that it hears of nothing
+    end_from_elsewhere(database)
 
     assert await primary.fetch("select 1") == [(1,)]
+
+
+@pytest.mark.parametrize("is_writing", [False, True])
+async def test_whoever_is_cancelled_as_the_primary_goes_is_cancelled(
+    database: str, primary: Primary, is_writing: bool
+) -> None:
+    """Not told that the primary is away: a loop that goes on after that could not be ended."""
+    await fill(primary)
+    statement = "select pg_sleep(30)"
+    asking = asyncio.ensure_future(
+        primary.write("ana", lambda inside: inside.execute(statement)) if is_writing else primary.fetch(statement)
+    )
+    await until(lambda: is_asked(database, statement))
+
+    end_from_elsewhere(database)
+    asking.cancel()
+
+    assert isinstance((await asyncio.gather(asking, return_exceptions=True))[0], asyncio.CancelledError)
 
 
 async def test_write_whose_connection_is_ended_is_unavailable(primary: Primary, connection: asyncpg.Connection) -> None:
