@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -336,6 +337,8 @@ async def test_a_stopped_host_leaves_nothing(start_host: StartHost, primary: Pri
             "backends": backends,
         }
 
+    # As many threads as the loop's own pool may have: it makes one whenever none is idle.
+    await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.05) for _ in range(64)))
     await live(0)
     before, tasks = await held_now(), asyncio.all_tasks()
 
