@@ -39,6 +39,8 @@ T = TypeVar("T")
 MAX_JSON_BYTES: Final = 64 * 1024
 _MAX_FIELD_BYTES: Final = 64 * 1024
 _BODY_S: Final = 60.0  # longest time for a body to arrive
+_PIECE_BYTES: Final = 64 * 1024  # of a file, taken in one turn of the loop
+_COPIED_BYTES: Final = 2**20  # in such a turn, in 0.1 ms; a thread costs as much, and 20 MB would take several ms
 
 
 class ImageChanges(msgspec.Struct, forbid_unknown_fields=True):
@@ -184,13 +186,13 @@ async def _read_parts(
 async def _read_part(part: BodyPartReader, limit: int, name: str) -> bytes:
     chunks: list[bytes] = []
     size = 0
-    while chunk := await part.read_chunk(256 * 1024):
+    while chunk := await part.read_chunk(_PIECE_BYTES):
         chunks.append(chunk)
         size += len(chunk)
         if size > limit:
             raise TooLarge(f"{name} is over the limit of {limit} bytes", field=name)
-    # In a thread: to copy 20 MB would stop the loop for several milliseconds.
-    return await asyncio.to_thread(b"".join, chunks) if len(chunks) > 1 else b"".join(chunks)
+        await asyncio.sleep(0)  # what has arrived already would be taken in one turn, and others wait for it
+    return await asyncio.to_thread(b"".join, chunks) if size > _COPIED_BYTES else b"".join(chunks)
 
 
 def _values(fields: dict[str, str]) -> dict[str, Any]:

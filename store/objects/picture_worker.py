@@ -24,7 +24,7 @@ __all__ = ["PictureWorker"]
 _START_LIMIT_S: Final = 60.0
 """A start takes 0.2 s; on a machine that swaps, or under a debugger, it may take much longer."""
 
-_PIECE_BYTES: Final = 256 * 1024
+_PIECE_BYTES: Final = 64 * 1024
 _MOST_BYTES: Final = 2**28
 """Of an answer; the largest picture with its watermark is far from it. More is no answer of ours."""
 _GONE: Final = (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError, msgspec.DecodeError)
