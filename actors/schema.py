@@ -11,7 +11,7 @@ from typing import Final
 
 from store.documents import FILTERS, Documents
 
-__all__ = ["APPLICATION_ID", "DELETE", "ROWS", "SCHEMA", "UPSERT", "user_version"]
+__all__ = ["APPLICATION_ID", "DELETE", "INDEXES", "ROWS", "SCHEMA", "TABLES", "UPSERT", "user_version"]
 
 #: "PRSE": `file` and sqlite3 show whose file this is.
 APPLICATION_ID: Final = 0x50525345
@@ -21,7 +21,7 @@ _INTEGERS: Final = frozenset({"starred", "trashed_at", "created_at", "hidden_at"
 
 def _table(kind: str) -> str:
     columns = "".join(f", {c} {'integer' if c in _INTEGERS else 'text'}" for c in FILTERS[kind])
-    return f"create table {kind} (id text primary key{columns}, doc blob not null);"
+    return f"create table {kind} (id text not null{columns}, doc blob not null);"
 
 
 def _upsert(kind: str) -> str:
@@ -30,11 +30,19 @@ def _upsert(kind: str) -> str:
 
 
 #: `synced_at` is wall time in seconds when the cursor was last known to be the head.
-SCHEMA: Final = "\n".join(
+TABLES: Final = "\n".join(
     (
         "create table meta (one integer primary key check (one = 1), user_id text not null, epoch text not null,"
         " version integer not null, nonce text not null, synced_at real not null);",
         *(_table(kind) for kind in FILTERS),
+    )
+)
+#: Apart from the tables: a seed makes them from all rows at once, sorted. Kept up row by row, the indexes of a large
+#: gallery would be written at random places, and be far larger than SQLite's cache.
+INDEXES: Final = "\n".join(
+    (
+        # Not a primary key, which could not be made later.
+        *(f"create unique index {kind}_id on {kind} (id);" for kind in FILTERS),
         # Partial, as the gallery and the trash are two lists that are never read together.
         "create index images_gallery on images (created_at, id) where trashed_at is null;",
         # One per filter, in the order of the page: without them a rare match is looked for in the whole gallery.
@@ -50,6 +58,7 @@ SCHEMA: Final = "\n".join(
         "create index references_list on reference_images (created_at, id);",
     )
 )
+SCHEMA: Final = f"{TABLES}\n{INDEXES}"
 
 #: kind → statement that writes one row: id, filters in the order of `FILTERS`, document.
 UPSERT: Final = {kind: _upsert(kind) for kind in FILTERS}

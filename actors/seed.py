@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import aiosqlite
 
 from actors.errors import Retryable
-from actors.schema import APPLICATION_ID, DELETE, SCHEMA, UPSERT, user_version
+from actors.schema import APPLICATION_ID, DELETE, INDEXES, TABLES, UPSERT, user_version
 from store.changes import START, Cursor, Reset, changes_since, heads_of, seed_rows
 from store.documents import Documents, Row
 from store.primary import Connection, Primary
@@ -56,7 +58,7 @@ async def seed(
     staging = path.with_suffix(".staging")
     staging.unlink(missing_ok=True)
     try:
-        async with primary.connection() as connection, aiosqlite.connect(staging, isolation_level=None) as replica:
+        async with primary.connection() as connection, _opened(staging) as replica:
             await _prepare(replica, user, documents)
             seeded = await _copy_in_turn(connection, replica, user, documents, at_once)
             await _finish(replica, user, seeded.cursor, synced_at)
@@ -68,11 +70,22 @@ async def seed(
     return seeded
 
 
+@asynccontextmanager
+async def _opened(staging: Path) -> AsyncIterator[aiosqlite.Connection]:
+    """Who fails or is cancelled inside does not wait for the statement under way: an index may take seconds."""
+    async with aiosqlite.connect(staging, isolation_level=None) as replica:
+        try:
+            yield replica
+        except BaseException:
+            await replica.interrupt()
+            raise
+
+
 async def _prepare(replica: aiosqlite.Connection, user: str, documents: Documents) -> None:
     # One transaction for everything and no journal: a staging file that is not finished is thrown away.
     await replica.executescript(
         f"pragma journal_mode = off; pragma synchronous = off; pragma application_id = {APPLICATION_ID};"
-        f"pragma user_version = {user_version(documents)}; begin; {SCHEMA}"
+        f"pragma user_version = {user_version(documents)}; begin; {TABLES}"
     )
 
 
@@ -90,21 +103,15 @@ async def _copy(connection: Connection, replica: aiosqlite.Connection, user: str
     epoch, heads = await heads_of(connection, [user])
     cursor = heads.get(user, START._replace(epoch=epoch))
     count = 0
-    batch: dict[str, list[tuple[Any, ...]]] = {kind: [] for kind in UPSERT}
-    async for kind, source in connection.cursor(_ROWS_SQL, user, prefetch=_BATCH):
-        batch[kind].append(_values(documents.row(kind, source)))
-        count += 1
-        if count % _BATCH == 0:
-            await _insert(replica, batch)
-    await _insert(replica, batch)
-    return Seeded(cursor, count)
-
-
-async def _insert(replica: aiosqlite.Connection, batch: dict[str, list[tuple[Any, ...]]]) -> None:
-    for kind, rows in batch.items():
-        if rows:
+    source = await connection.cursor(_ROWS_SQL, user)
+    while batch := await source.fetch(_BATCH):
+        count += len(batch)
+        by_kind: dict[str, list[tuple[Any, ...]]] = {}
+        for kind, text in batch:
+            by_kind.setdefault(kind, []).append(_values(documents.row(kind, text)))
+        for kind, rows in by_kind.items():
             await replica.executemany(UPSERT[kind], rows)
-            rows.clear()
+    return Seeded(cursor, count)
 
 
 def _values(row: Row) -> tuple[Any, ...]:
@@ -113,7 +120,8 @@ def _values(row: Row) -> tuple[Any, ...]:
 
 async def _finish(replica: aiosqlite.Connection, user: str, cursor: Cursor, synced_at: float) -> None:
     await replica.execute("insert into meta values (1, ?, ?, ?, ?, ?)", (user, *cursor, synced_at))
-    await replica.execute("commit")
+    # A script commits what came before it.
+    await replica.executescript(f"begin; {INDEXES} commit")
 
 
 async def _catch_up(

@@ -7,7 +7,7 @@ fallback to the primary alike. So the bytes are the same, and a client cannot te
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +19,7 @@ from store.text import exact
 
 __all__ = ["FILTERS", "Documents", "Row", "projection"]
 
-_EPOCH_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_EPOCH_START: Final = datetime(1970, 1, 1)  # of UTC; naive, as its text is made several times as fast
 
 #: kind → columns that a replica keeps beside the document, named as in the primary. Times are microseconds.
 FILTERS: Final[dict[str, tuple[str, ...]]] = {
@@ -330,8 +330,7 @@ def _filename(key: str) -> str:
 
 def _time_of(microseconds: int) -> str:
     """RFC 3339 in UTC with six digits."""
-    moment = _EPOCH_START + timedelta(microseconds=microseconds)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return (_EPOCH_START + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds") + "Z"
 
 
 def _time(microseconds: int | None) -> str | None:

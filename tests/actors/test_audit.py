@@ -205,7 +205,7 @@ async def test_a_file_that_cannot_be_mended_is_made_anew(fleet: Fleet, history: 
     connection = sqlite3.connect(path)
     (size,) = connection.execute("pragma page_size").fetchone()
     (root,) = connection.execute(
-        "select rootpage from sqlite_schema where name = 'sqlite_autoindex_images_1'"
+        "select rootpage from sqlite_schema where name = 'images_id'"
     ).fetchone()
     (first,) = connection.execute("select min(id) from images").fetchone()
     connection.close()

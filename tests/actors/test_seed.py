@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from pathlib import Path
 
+import aiosqlite
 import pytest
 
 from actors import seed as seed_module
@@ -21,7 +23,7 @@ from store.documents import Documents
 from store.errors import PrimaryUnavailable
 from store.primary import Connection, Primary
 from tests.actors.fleet import ALL, Fleet, Gate, History, add_image, held, position, shown
-from tests.world import add_images, until
+from tests.world import add_images, ended, until
 
 DOCUMENTS = Documents()
 
@@ -154,6 +156,30 @@ async def test_a_cancelled_seed_leaves_nothing(primary: Primary, database: str, 
 
     assert (await seed(seeds, "ana", tmp_path / "ana.1.db", DOCUMENTS, synced_at=0.0)).rows == 21
     await seeds.close()
+
+
+async def test_a_seed_that_is_cancelled_does_not_wait_for_its_indexes(
+    primary: Primary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a large gallery take seconds, and a host that stops has few."""
+    indexing = threading.Event()
+    execute = aiosqlite.Connection.executescript
+
+    async def noted(self: aiosqlite.Connection, sql: str) -> aiosqlite.Cursor:
+        await self.create_function("noted", 1, lambda _: indexing.set())
+        return await execute(self, sql)
+
+    monkeypatch.setattr(aiosqlite.Connection, "executescript", noted)
+    endless = "with recursive n(i) as (select 1 union all select i + 1 from n) select count(noted(i)) from n;"
+    monkeypatch.setattr(seed_module, "INDEXES", endless)
+    seeding = asyncio.create_task(seed(primary, "ana", tmp_path / "ana.1.db", DOCUMENTS, synced_at=0.0))
+    await until(indexing.is_set)
+
+    seeding.cancel()
+
+    await ended([seeding])
+    assert seeding.cancelled()
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_seed_that_loses_the_primary_leaves_nothing(primary: Primary, gate: Gate, tmp_path: Path) -> None:
