@@ -8,6 +8,7 @@ with it and the supervisor starts it again.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import hashlib
 import os
@@ -16,6 +17,8 @@ import shutil
 import signal
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -77,14 +80,15 @@ class Cluster:
             ray.init(address=self._settings.ray_address, **options)
         else:
             self._folder = _fresh_ray_folder(self._data, "hosts" if self._hosts else "workers")
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                num_cpus=self._hosts + self._workers,
-                _temp_dir=str(self._folder),
-                **options,
-            )
+            with _trimmed():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    num_cpus=self._hosts + self._workers,
+                    _temp_dir=str(self._folder),
+                    **options,
+                )
         for kind, shell, count in (("host", _HostActor, self._hosts), ("worker", _WorkerActor, self._workers)):
             Actor = ray.remote(shell)
             for slot in range(count):
@@ -127,6 +131,21 @@ class Cluster:
         ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@contextmanager
+def _trimmed() -> Iterator[None]:
+    """A cluster that is started inside has no autoscaler and nobody who reads its logs: two processes of 50 MB, and
+    a second of CPU of the start. `ray start` has options for it, `ray.init` has none."""
+    import ray._private.parameter
+
+    module: Any = ray._private.parameter
+    whole = module.RayParams
+    module.RayParams = functools.partial(whole, no_monitor=True, include_log_monitor=False)
+    try:
+        yield
+    finally:
+        module.RayParams = whole
 
 
 async def keep_cluster(data: Path, *, hosts: int, workers: int, settings: HostSettings, build: str) -> None:

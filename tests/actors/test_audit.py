@@ -204,9 +204,7 @@ async def test_a_file_that_cannot_be_mended_is_made_anew(fleet: Fleet, history: 
     path = fleet.file("ana")
     connection = sqlite3.connect(path)
     (size,) = connection.execute("pragma page_size").fetchone()
-    (root,) = connection.execute(
-        "select rootpage from sqlite_schema where name = 'images_id'"
-    ).fetchone()
+    (root,) = connection.execute("select rootpage from sqlite_schema where name = 'images_id'").fetchone()
     (first,) = connection.execute("select min(id) from images").fetchone()
     connection.close()
     content = bytearray(path.read_bytes())

@@ -154,6 +154,14 @@ def test_nothing_listens_beyond_this_machine(served: Served) -> None:
     assert set(listening) <= {"0100007F", "0000000000000000FFFF00000100007F", "0" * 24 + "01000000"}
 
 
+def test_ray_runs_without_what_nobody_here_uses(served: Served) -> None:
+    """Neither its autoscaler nor its reader of logs, at 50 MB each; its node is there."""
+    commands = " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_of(served.data))
+    assert "/raylet/raylet" in commands
+    assert "log_monitor.py" not in commands
+    assert "autoscaler" not in commands
+
+
 def test_a_second_instance_on_the_folder_is_refused(served: Served) -> None:
     """One line that says who has it, and exit code 2."""
     done = peruse("serve", "--port", "0", data=served.data, check=False)
