@@ -122,10 +122,12 @@ def _measure(folder: Path, stack: ExitStack, plan: Plan) -> tuple[list[Line], di
     again = instance.start()
     say(f"{plan.active_users} users of {plan.known_users} become active")
     lines += uvloop.run(measure_memory(instance.url, service, warm, many, known_users=plan.known_users))
-    say(f"starting again, and {plan.streams} event streams")
     instance.stop()
-    instance.start()
-    lines += uvloop.run(measure_streams(instance, primary_url, warm, streams=plan.streams))
+    if plan.streams:
+        say(f"starting again, and {plan.streams} event streams")
+        instance.start()
+        lines += uvloop.run(measure_streams(instance, primary_url, warm, streams=plan.streams))
+        instance.stop()
     by_key = {line.key: line for line in lines if line.key}
     user_kb = by_key["memory_user_kb"].median
     if "actor_pss_mb" in by_key:
@@ -133,14 +135,14 @@ def _measure(folder: Path, stack: ExitStack, plan: Plan) -> tuple[list[Line], di
         lines.append(Line("memory", "one Ray actor to one active user", "×", [times], at_least(500)))
 
     say("starting again with a tenth of that memory")
-    instance.stop()
     instance.set("host_memory_mb", str(budget_mb(len(many), user_kb=user_kb)))
     instance.start()
     lines += measure_zipf(instance, wrk, many, plan, say=say)
     say("stopping")
     instance.stop()
-    say("generation")
-    lines += uvloop.run(measure_generation(folder))
+    if plan.with_generation:
+        say("generation")
+        lines += uvloop.run(measure_generation(folder))
     return [
         *lines,
         *_starts("fresh folder", fresh, first_goal_s=8),

@@ -146,6 +146,9 @@ class ReadBench:
         """Each Ray peer alone with Peruse, in turn; and what a process for one user takes."""
         lines = []
         for peer in RAY_PEERS:
+            if not self._plan.ray_rounds:
+                standings.missing(peer.key, peer.label, "left to the full run")
+                continue
             self._say(f"starting {peer.label}")
             with ExitStack() as stack:
                 try:
