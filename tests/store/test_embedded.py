@@ -317,7 +317,8 @@ async def test_a_folder_in_use_by_a_postgres_of_somebody_else_is_refused(used_fo
     command += ["-c", "listen_addresses=", "-c", f"unix_socket_directories={cluster}"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, **options) as foreign:
         try:
-            await until((cluster / "postmaster.pid").exists)
+            file = cluster / "postmaster.pid"  # it is there a moment before anything is in it
+            await until(lambda: file.exists() and file.read_text().startswith(f"{foreign.pid}\n"))
             with pytest.raises(FolderInUse, match=f"pid {foreign.pid}"):
                 EmbeddedPostgres(used_folder).check()
         finally:
