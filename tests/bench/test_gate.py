@@ -37,15 +37,6 @@ def test_one_slow_round_is_no_fall(committed: Path) -> None:
     assert falls(_lines([1.0, 1.75]), committed) == []
 
 
-def test_what_the_full_run_had_a_round_of_is_no_fall(tmp_path: Path) -> None:
-    """A ratio that moved by a third among rounds of the same code falls when it is below all of them."""
-    path = tmp_path / "bench.json"
-    report.save(path, _lines([1.4, 2.0, 2.1]), {}, plan="full", took_s=1.0)
-
-    assert falls(_lines([1.3, 1.45]), path) == []
-    assert len(falls(_lines([1.3, 1.35]), path)) == len(GATED)
-
-
 def test_ratio_that_is_not_measured_any_more_has_fallen(committed: Path) -> None:
     """What disappears from the run is named like what fell."""
     found = falls(_lines([2.0], missing="ratio_bare"), committed)
