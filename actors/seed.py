@@ -82,7 +82,8 @@ async def _opened(staging: Path) -> AsyncIterator[aiosqlite.Connection]:
 
 
 async def _prepare(replica: aiosqlite.Connection, user: str, documents: Documents) -> None:
-    # One transaction for everything and no journal: a staging file that is not finished is thrown away.
+    # One transaction for all rows, one for the indexes, and no journal: a staging file that is not finished is thrown
+    # away.
     await replica.executescript(
         f"pragma journal_mode = off; pragma synchronous = off; pragma application_id = {APPLICATION_ID};"
         f"pragma user_version = {user_version(documents)}; begin; {TABLES}"
