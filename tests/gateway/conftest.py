@@ -20,11 +20,12 @@ from tests.world import World
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
+# Of the package, not of the run: tests of other packages change the parts of a host while they run.
+@pytest.fixture(scope="package")
 async def shared(
     postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[World]:
-    """A world for the whole run."""
+    """A world for all of them."""
     admin = await asyncpg.connect(postgres.url)
     await admin.execute(f"create database shared template {template} strategy wal_log")
     made = World(tmp_path_factory.mktemp("shared") / "data", postgres.url.replace("/peruse?", "/shared?"))
@@ -35,7 +36,7 @@ async def shared(
     await admin.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def studio(
     postgres: EmbeddedPostgres, template: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[World]:
