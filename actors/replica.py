@@ -162,6 +162,11 @@ class Replica:
         self._is_changed = False
         self._date()
 
+    def cool(self) -> None:
+        """Let go of what SQLite keeps of the file; the next use reads it again."""
+        if self._connection is not None:
+            self._connection.execute("pragma shrink_memory")
+
     def close(self) -> None:
         """Write down when it was last in step, and close. Never raises: the file can always be seeded again."""
         self._forget_pages()

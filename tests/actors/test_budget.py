@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors import activation
+from actors import budget as budget_module
 from actors.budget import ACTIVE_BYTES, CONNECTION_BYTES, Budget, Reopenings, sqlite_bytes
 from actors.errors import Overloaded
 from actors.replica import Replica, Room
@@ -99,6 +100,29 @@ async def test_open_replicas_stay_within_their_bytes(database: str, primary: Pri
     assert len([name for name in fleet.files() if name.endswith(".db")]) == len(users)
     await fleet.close()
     assert fleet.replicas.life.budget.kept_bytes == 0
+
+
+async def test_only_the_connections_used_last_keep_what_they_read(
+    database: str, primary: Primary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others take less than half, and answer as before. mission: 129, 221"""
+    monkeypatch.setattr(budget_module, "_MAX_WARM", 2)
+    users = await given_users(primary, 12, 30)
+    fleet = await Fleet(tmp_path / "replicas", database).open()
+    before, taken = sqlite_bytes(), []
+    for user in users:
+        await fleet.read(user)
+        taken.append(sqlite_bytes() - before)
+
+    warm = taken[1] / 2
+    cool = (taken[-1] - 2 * warm) / 10
+    assert cool < warm / 2
+    for user in users:
+        answer = await fleet.read(user, query=encode_query(GalleryQuery(limit=10)))
+        assert [image["prompt"] for image in shown(answer)] == [f"picture {n} of {user}" for n in range(29, 19, -1)]
+        assert abs(sqlite_bytes() - before - taken[-1]) < warm
+    assert not any(active.replica.is_resting for active in fleet.replicas.life.active.values())
+    await fleet.close()
 
 
 async def test_pages_that_were_kept_push_out_others(database: str, primary: Primary, tmp_path: Path) -> None:
