@@ -134,12 +134,12 @@ def _measure(folder: Path, stack: ExitStack, plan: Plan) -> tuple[list[Line], di
         times = by_key["actor_pss_mb"].median * 1000 / user_kb
         lines.append(Line("memory", "one Ray actor to one active user", "×", [times], at_least(500)))
 
-    say("starting again with a tenth of that memory")
-    instance.set("host_memory_mb", str(budget_mb(len(many), user_kb=user_kb)))
-    instance.start()
-    lines += measure_zipf(instance, wrk, many, plan, say=say)
-    say("stopping")
-    instance.stop()
+    if plan.zipf_rounds:
+        say("starting again with a tenth of that memory")
+        instance.set("host_memory_mb", str(budget_mb(len(many), user_kb=user_kb)))
+        instance.start()
+        lines += measure_zipf(instance, wrk, many, plan, say=say)
+        instance.stop()
     if plan.with_generation:
         say("generation")
         lines += uvloop.run(measure_generation(folder))

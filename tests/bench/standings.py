@@ -81,6 +81,10 @@ class Standings:
         """`key` could not be measured, for this reason."""
         self._labels[key], self._missing[key] = label, reason
 
+    def gated(self) -> list[Line]:
+        """Of the lines those that the gate holds."""
+        return [line for line in (*self._ratios(), *self._cost()) if line.key in GATED]
+
     def lines(self) -> list[Line]:
         return [*self._throughput(), *self._ratios(), *self._latency(), *self._cost()]
 
@@ -114,7 +118,8 @@ class Standings:
             return Line(_SECTION, name, "×", [], goal, self._missing[theirs], key=key)
         beside = self._beside.get(theirs)
         of = [sample.load.reads_per_s for sample in beside] if beside else self._rates(ours)
-        values = [our / their for our, their in zip(of, self._rates(theirs), strict=True)]
+        # Of more rounds than theirs, the first are of the same number.
+        values = [our / their for our, their in zip(of, self._rates(theirs), strict=False)]
         return Line(_SECTION, name, "×", values, goal, "of the same round", key=key)
 
     def _latency(self) -> list[Line]:
@@ -138,5 +143,5 @@ class Standings:
     def _cpu_ratio(self, ours: str, theirs: str) -> Line:
         mine, other = ([sum(sample.cpu_us.values()) for sample in self._samples[key]] for key in (ours, theirs))
         name = f"CPU per read, {self._labels[theirs]} to {self._labels[ours]}"
-        values = [their / our for our, their in zip(mine, other, strict=True)]
+        values = [their / our for our, their in zip(mine, other, strict=False)]
         return Line(_SECTION, name, "×", values, note="more is better", key=f"cpu_{theirs}_to_{ours}")

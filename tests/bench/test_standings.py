@@ -34,6 +34,22 @@ def test_missing_peer_is_named_with_its_reason_and_misses_no_goal() -> None:
     assert "missing" in report.table(list(lines.values()), {}, plan="quick", took_s=1.0)
 
 
+def test_rounds_of_a_second_look_are_held_against_each_other() -> None:
+    """They come last, and only some take part; the others are held against the rounds of their own number."""
+    standings = _standings()
+    for key in ("peruse", "bare"):
+        standings.add(key, key, Sample(Load(1, 400.0, 1.0, 2.0, 300.0), {"": 10.0}))
+    standings.add("peruse", "peruse", Sample(Load(1, 800.0, 1.0, 2.0, 300.0), {"": 10.0}))
+    standings.add("bare", "bare", Sample(Load(1, 400.0, 1.0, 2.0, 300.0), {"": 5.0}))
+
+    lines = {line.key: line.values for line in standings.gated()}
+
+    assert lines["ratio_bare"] == [1, 1, 1, 2]
+    assert lines["cpu_bare_to_peruse"] == [1, 1, 1, 0.5]
+    assert lines["ratio_postgres"] == [1, 1]
+    assert lines["ratio_many"] == [1, 1]
+
+
 def test_ratio_is_of_the_round_beside_it() -> None:
     """A peer that was measured apart is held against Peruse's rounds of the same minutes."""
     standings = _standings()
