@@ -28,7 +28,6 @@ __all__ = ["KnownHost", "Membership"]
 log = structlog.get_logger()
 
 REFRESH_S: Final = 1.0
-_EXPIRE_S: Final = 0.02
 _CONNECT_S: Final = 1.0
 _BREAKER_S: Final = (0.25, 2.0)  # first and longest pause
 _MAX_PLACED: Final = 200_000
@@ -92,17 +91,17 @@ class Membership:
         self._live: tuple[str, ...] = ()
         self._placed: dict[str, str] = {}
         self._newest_beat = 0.0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Learn the hosts, and keep learning. Ended by `close`."""
         await self._refresh()
-        self._tasks = [asyncio.create_task(loop()) for loop in (self._keep_refreshing, self._keep_expiring)]
+        self._task = asyncio.create_task(self._keep_refreshing())
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         for host in self.hosts.values():
             if host.connecting is not None:
                 host.connecting.cancel()
@@ -169,8 +168,12 @@ class Membership:
             if host.wire is wire:
                 self._forget(host)
 
+        def late(wire: WireClient) -> None:
+            if host.wire is wire:
+                host.failed()
+
         def protocol() -> WireClient:
-            return WireClient(secret=secret, on_lost=lost, on_event=self._on_event)
+            return WireClient(secret=secret, on_lost=lost, on_late=late, on_event=self._on_event)
 
         try:
             async with asyncio.timeout(_CONNECT_S):
@@ -229,10 +232,3 @@ class Membership:
         newest = max((row.heartbeat for row in rows if row.state != "stuck"), default=0.0)
         if newest != self._newest_beat:
             self._newest_beat, self.beat_seen_at = newest, time.monotonic()
-
-    async def _keep_expiring(self) -> None:
-        while True:
-            await asyncio.sleep(_EXPIRE_S)
-            for host in self.hosts.values():
-                if host.wire is not None and host.wire.in_flight and host.wire.expire():
-                    host.failed()

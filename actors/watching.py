@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -36,11 +36,12 @@ class Watching:
         self._watched: dict[str, Bookmark] = {}
         #: Users whose host does not know yet; who failed is last.
         self._unplaced: dict[str, None] = {}
+        self._is_wanted = asyncio.Event()
 
     def add(self, user: str, known: Bookmark) -> None:
         """Tell when `user` moves beyond `known`, until `remove`, whichever host they are on."""
         self._watched[user] = known
-        self._unplaced[user] = None
+        self._want([user])
 
     def remove(self, user: str) -> None:
         self._watched.pop(user, None)
@@ -50,12 +51,17 @@ class Watching:
 
     def lost(self, host: KnownHost) -> None:
         """The host does not know any more whom we watch."""
-        self._unplaced.update(dict.fromkeys(host.watching & self._watched.keys()))
+        self._want(host.watching & self._watched.keys())
         host.watching.clear()
 
     def moved(self) -> None:
         """Users may have gone to other hosts."""
-        self._unplaced.update(dict.fromkeys(self._watched))
+        self._want(self._watched)
+
+    def _want(self, users: Iterable[str]) -> None:
+        self._unplaced.update(dict.fromkeys(users))
+        if self._unplaced:
+            self._is_wanted.set()
 
     def hear(self, event: Event) -> None:
         """A host tells."""
@@ -66,12 +72,14 @@ class Watching:
     async def keep(self) -> None:
         """Make watches known to hosts, for ever."""
         while True:
+            await self._is_wanted.wait()
             await asyncio.sleep(_PERIOD_S)
-            if self._unplaced:
-                users = list(itertools.islice(self._unplaced, _MAX_WATCHES))
-                for user in users:  # those of a host that is away must not keep the others waiting
-                    self._unplaced[user] = self._unplaced.pop(user)
-                await asyncio.gather(*map(self._place, users), return_exceptions=True)
+            self._is_wanted.clear()
+            users = list(itertools.islice(self._unplaced, _MAX_WATCHES))
+            for user in users:  # those of a host that is away must not keep the others waiting
+                self._unplaced[user] = self._unplaced.pop(user)
+            await asyncio.gather(*map(self._place, users), return_exceptions=True)
+            self._want(())
 
     async def _place(self, user: str) -> None:
         """Tell the user's host; what fails is tried again a moment later."""

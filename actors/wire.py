@@ -46,6 +46,8 @@ MAX_FRAME_BYTES: Final = 16 * 2**20
 #: Requests under way on one connection; more are refused at once.
 MAX_IN_FLIGHT: Final = 1024
 _AUTH_S: Final = 5.0
+#: How much later than its deadline a request may be given up.
+_LATE_S: Final = 0.02
 _ERRORS: Final[dict[str, type[CallError]]] = {e.code: e for e in (Retryable, Overloaded, Seeding, Behind)}
 _encode = msgspec.msgpack.Encoder().encode
 _decode_page_head = msgspec.msgpack.Decoder(PageHead).decode
@@ -300,15 +302,18 @@ class WireClient(_FrameProtocol):
         *,
         secret: bytes | None,
         on_lost: Callable[[WireClient], None],
+        on_late: Callable[[WireClient], None] = lambda wire: None,
         on_event: Callable[[Event], None] = lambda event: None,
     ) -> None:
         super().__init__()
         self._secret = secret
         self._on_lost = on_lost
+        self._on_late = on_late
         self._on_event = on_event
         self._next_id = 0
-        #: id → (future, loop time of its deadline). `expire` looks through it: cheaper than a timer per request.
+        #: id → (future, loop time of its deadline). One timer looks through it: cheaper than one per request.
         self._pending: dict[int, tuple[asyncio.Future[Any], float]] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self.ready: asyncio.Future[None] = self._loop.create_future()
 
     @property
@@ -324,6 +329,8 @@ class WireClient(_FrameProtocol):
         error = Retryable("the connection to the host is lost")
         if not self.ready.done():
             self.ready.set_exception(error)
+        if self._timer is not None:
+            self._timer.cancel()
         pending, self._pending = self._pending, {}
         for future, _ in pending.values():
             if not future.done():
@@ -370,6 +377,8 @@ class WireClient(_FrameProtocol):
         request_id = self._next_id = (self._next_id + 1) & 0xFFFFFFFF
         future: asyncio.Future[Any] = self._loop.create_future()
         self._pending[request_id] = (future, self._loop.time() + timeout_s)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_LATE_S, self._expire)
         self.send(frame(request_id, kind, body))
         return future
 
@@ -377,12 +386,14 @@ class WireClient(_FrameProtocol):
         """Send something that is not answered."""
         self.send(frame(0, kind, body))
 
-    def expire(self) -> int:
-        """Give up what is past its deadline; answers how many."""
+    def _expire(self) -> None:
+        """Give up what is past its deadline."""
         now = self._loop.time()
         late = [key for key, (_, deadline) in self._pending.items() if deadline < now]
         for key in late:
             future, _ = self._pending.pop(key)
             if not future.done():
                 future.set_exception(Retryable("the host did not answer in time"))
-        return len(late)
+        self._timer = self._loop.call_later(_LATE_S, self._expire) if self._pending else None
+        if late:
+            self._on_late(self)
