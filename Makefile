@@ -21,7 +21,7 @@ faults: .venv/installed
 	$(BIN)/pytest -m faults
 
 faults-quick: .venv/installed
-	$(BIN)/pytest -m "faults and not long"
+	$(BIN)/pytest -n 2 --dist loadfile -m "faults and not long"
 
 # Breaks the product in copies, one promise at a time: its tests must see each.
 mutants: .venv/installed

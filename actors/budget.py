@@ -28,7 +28,7 @@ ACTIVE_BYTES: Final = 3 * 1024
 CONNECTION_BYTES: Final = 3 * 1024
 #: Connections that keep what SQLite read of their files, about 80 KB each. To read it again for a first page takes the
 #: loop 70 µs.
-_MAX_WARM: Final = 128
+_MAX_WARM: Final = 256
 #: Of a budget that is full, connections keep so much.
 _CONNECTIONS_SHARE: Final = 0.25
 _WINDOW_S: Final = 5
