@@ -87,8 +87,10 @@ async def test_a_seed_among_writers_is_the_primary_at_exactly_one_version(
 
     writers = [asyncio.create_task(write(pair)) for pair in pairs]
     seeds = await Primary.open(database, name="test seeds", size=2)
-    versions = []
-    for n in range(1, 26):
+    versions: dict[Cursor, int] = {}
+    for n in itertools.count(1):
+        if len(versions) == 8:
+            break
         path = tmp_path / f"ana.{n}.db"
         try:
             await seed(seeds, "ana", path, DOCUMENTS, synced_at=0.0)
@@ -97,15 +99,14 @@ async def test_a_seed_among_writers_is_the_primary_at_exactly_one_version(
         replica = opened(path)
         prompts = {image["id"]: image["prompt"] for image in shown(replica.read(ALL).body or b"")}
         assert all(prompts[a] == prompts[b] for a, b in pairs)
-        versions.append((n, replica.cursor))
+        versions[replica.cursor] = n
         replica.close()
     stop.set()
     await asyncio.gather(*writers)
     await seeds.close()
 
-    assert len({cursor for _, cursor in versions}) > 5
     fleet = await Fleet(tmp_path / "replicas", database).open()
-    for n, _ in versions:
+    for n in versions.values():
         place = fleet.folder.next_path("ana")
         fleet.folder.delete_others("ana", place)
         (tmp_path / f"ana.{n}.db").rename(place)
