@@ -82,6 +82,10 @@ async def test_an_open_replica_never_goes_however_old_and_large(fleet: Fleet, hi
     assert fleet.metrics.seeds == 3
 
 
+def staged(fleet: Fleet) -> list[str]:
+    return [name for name in fleet.files() if name.endswith(".staging")]
+
+
 async def test_a_replica_that_is_being_made_stays(fleet: Fleet, primary: Primary) -> None:
     """The file under way, and the old one that serves meanwhile."""
     await given_passive(fleet, ["ana"])
@@ -94,11 +98,11 @@ async def test_a_replica_that_is_being_made_stays(fleet: Fleet, primary: Primary
         with pytest.raises(Seeding):
             await fleet.replicas.read("bob", ALL, None)
         await until(hold.waiting)
-        staged = [name for name in fleet.files() if name.endswith(".staging")]
-        assert staged
+        await until(lambda: len(staged(fleet)) == 2)
+        both = staged(fleet)
 
         assert await janitor.tidy(fleet.replicas.life.paths) == 0
-        assert [name for name in fleet.files() if name.endswith(".staging")] == staged
+        assert staged(fleet) == both
 
     await until(lambda: fleet.replicas.seeding_count == 0)
     assert await janitor.tidy(fleet.replicas.life.paths) == 0
