@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 
 import pytest
@@ -103,16 +104,19 @@ async def test_its_user_is_erased_behind_the_upload(jobs: JobsWorld) -> None:
     put_many = jobs.objects.put_many
     await jobs.user("bob")
 
-    async def late(items: list[tuple[str, bytes]]) -> None:
+    async def erase_and_put(items: list[tuple[str, bytes]]) -> None:
         await jobs.primary.fetch("delete from users where id = 'bob'")
         await put_many(items)
+
+    async def late(items: list[tuple[str, bytes]]) -> None:
+        # A runner that has lost its job does not wait for an upload under way, which comes to its end all the same.
+        await asyncio.shield(erase_and_put(items))
 
     jobs.objects.put_many = late  # type: ignore[method-assign, assignment]
     await jobs.add(user="bob")
     runner = jobs.start()
     await jobs.until(lambda: jobs._count("select count(*) from jobs"), 0)
     await until(lambda: not runner.running)
-    # A runner that has lost its job does not wait for an upload under way, which comes to its end all the same.
     await until(lambda: len(list(jobs.objects.folder.glob("generated/*/*"))) == 3)
     left = {info.key async for info in jobs.objects.scan()}
     assert len(left) == 3

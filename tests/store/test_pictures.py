@@ -423,11 +423,11 @@ async def test_worker_that_died_while_idle_costs_no_picture(process: PictureProc
 
 
 async def test_stuck_worker_is_killed_after_the_time_limit() -> None:
-    process = PictureProcess(time_limit_s=0.2)
+    process = PictureProcess(time_limit_s=2)
     pid = await worker_of(process)
     os.kill(pid, signal.SIGSTOP)
 
-    with pytest.raises(BrokenPicture, match=r"took longer than 0\.2 s"):
+    with pytest.raises(BrokenPicture, match=r"took longer than 2 s"):
         await process.prepare(SMALL)
 
     assert (await process.prepare(SMALL)).width == 64
