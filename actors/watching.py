@@ -36,6 +36,7 @@ class Watching:
         self._watched: dict[str, Bookmark] = {}
         #: Users whose host does not know yet; who failed is last.
         self._unplaced: dict[str, None] = {}
+        #: Set whenever there are some of those.
         self._is_wanted = asyncio.Event()
 
     def add(self, user: str, known: Bookmark) -> None:
@@ -74,12 +75,12 @@ class Watching:
         while True:
             await self._is_wanted.wait()
             await asyncio.sleep(_PERIOD_S)
-            self._is_wanted.clear()
             users = list(itertools.islice(self._unplaced, _MAX_WATCHES))
             for user in users:  # those of a host that is away must not keep the others waiting
                 self._unplaced[user] = self._unplaced.pop(user)
             await asyncio.gather(*map(self._place, users), return_exceptions=True)
-            self._want(())
+            if not self._unplaced:
+                self._is_wanted.clear()
 
     async def _place(self, user: str) -> None:
         """Tell the user's host; what fails is tried again a moment later."""

@@ -316,10 +316,6 @@ class WireClient(_FrameProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self.ready: asyncio.Future[None] = self._loop.create_future()
 
-    @property
-    def in_flight(self) -> int:
-        return len(self._pending)
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if self._secret is None:

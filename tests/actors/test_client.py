@@ -285,6 +285,20 @@ async def test_a_membership_that_cannot_be_read_is_tried_again(primary: Primary,
     await client.close()
 
 
+async def test_while_nobody_waits_nothing_turns(
+    client: ReplicaClient, hosts: list[ReplicaHost], history: History, galleries: list[str]
+) -> None:
+    """Neither late calls nor watches to place are looked for when there are none, also after there were some."""
+    client.watching.add(galleries[0], await history.head(galleries[0]))
+    await read(client, galleries[0])
+    await until(lambda: not client.watching._unplaced)
+    wires = [host.wire for host in client.membership.hosts.values() if host.wire is not None]
+    assert len(wires) == 2
+
+    await until(lambda: not any(wire._timer for wire in wires))
+    await until(lambda: not client.watching._is_wanted.is_set())
+
+
 async def test_without_a_host_everything_is_refused_at_once() -> None:
     async def nobody() -> list[HostRow]:
         return []

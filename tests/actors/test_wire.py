@@ -256,7 +256,7 @@ async def test_a_page_that_is_at_hand_and_one_that_is_not(pair: Pair) -> None:
     body = await client.request(Type.STATS, encode(CallRequest(1000, "ana")), 5)
     assert msgspec.msgpack.decode(body) == [Type.STATS, "ana"]
     assert pair.host.pokes == [PokeRequest("ana", "e", 4)]
-    assert client.in_flight == 0
+    assert len(client._pending) == 0
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ async def test_a_host_that_says_nothing_is_given_up_and_its_late_answer_ignored(
     wanted = await received.get()
     writers[0].write(page_frame(late, HEAD, b"late") + page_frame(wanted, HEAD, b"wanted"))
     assert (await second).body == b"wanted"
-    assert client.in_flight == 0
+    assert len(client._pending) == 0
 
     cancelled = client.request(Type.READ, a_read("now"), 5)
     cancelled.cancel()
@@ -453,7 +453,7 @@ async def test_a_lost_connection_fails_all_that_was_under_way(pair: Pair) -> Non
         with pytest.raises(Retryable, match="the connection to the host is lost"):
             await task
     assert pair.lost == [client]
-    assert client.in_flight == 0
+    assert len(client._pending) == 0
     await until(lambda: pair.host.ended == ["never"] * 20)
 
 
