@@ -70,7 +70,7 @@ class ReadBench:
             ours = self._ours(stack, token, rotating, etag)
             peers = self._peers(bed, PEERS, token, standings)
             check_same_images(page, get(_url_of(peers, "postgres"), token)[0])
-            self._rounds(_in_turn([*ours, *peers, self._varied(peers[0], token)]), standings)
+            self._rounds([*ours, *peers, self._varied(peers[0], token)], standings)
             self._latencies([*ours[:2], *peers], standings)
             urls = {"peruse": self._instance.url, "bare": peers[0].url}
             loops = measure_open_loop(urls, PATH, token, self._plan, say=self._say)
@@ -119,18 +119,21 @@ class ReadBench:
         return bare._replace(key="bare_varied", label="bare aiohttp, varied requests", requests=requests)
 
     def _rounds(self, contenders: Sequence[_Contender], standings: Standings) -> None:
+        others = {one.key: one for one in contenders}
+        near = [others.pop(key) for key in _NEIGHBOURS if key in others]
         for number in range(1, self._plan.rounds + 1):
             self._say(f"hot read: round {number} of {self._plan.rounds}, {len(contenders)} contenders")
-            for contender in contenders:
-                standings.add(contender.key, contender.label, self._sample(contender))
-        near = [contender for contender in contenders if contender.key in _NEIGHBOURS]
+            self._round([*near, *others.values()], standings)
         for number in range(1, self._plan.second_look + 1):
             fallen = falls(standings.gated(), COMMITTED)
             if not fallen:
                 return
             self._say(f"{fallen[0]}? Second look, round {number} of {self._plan.second_look}")
-            for contender in near:
-                standings.add(contender.key, contender.label, self._sample(contender))
+            self._round(near, standings)
+
+    def _round(self, contenders: Sequence[_Contender], standings: Standings) -> None:
+        for contender in contenders:
+            standings.add(contender.key, contender.label, self._sample(contender))
 
     def _sample(self, contender: _Contender) -> Sample:
         before = uvloop.run(scrape(contender.url)) if contender.is_ours else None
@@ -183,12 +186,6 @@ def get(url: str, token: str) -> tuple[bytes, str]:
     """The body of one read, and its ETag; empty when it has none."""
     with urllib.request.urlopen(urllib.request.Request(url, headers=bearer(token)), timeout=10) as answer:
         return bytes(answer.read()), answer.headers["ETag"] or ""
-
-
-def _in_turn(contenders: Sequence[_Contender]) -> list[_Contender]:
-    by_key = {one.key: one for one in contenders}
-    near = [by_key.pop(key) for key in _NEIGHBOURS if key in by_key]
-    return [*near, *by_key.values()]
 
 
 def _url_of(contenders: Sequence[_Contender], key: str) -> str:
