@@ -142,7 +142,7 @@ async def add_images(connection: Any, user: str, count: int, **columns: Any) -> 
     return ids
 
 
-async def until(check: Callable[[], Any], *, timeout_s: float = 30.0) -> Any:
+async def until(check: Callable[[], Any], *, timeout_s: float = 10.0) -> Any:
     """What `check` answers, once that is true; fails when it never is within the time."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:

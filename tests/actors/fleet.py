@@ -106,6 +106,10 @@ class Fleet:
         """Names of everything below the fan-out folders."""
         return sorted(path.name for path in self.path.glob("*/??/??/*"))
 
+    def staged(self) -> list[str]:
+        """Names of the replicas that are being made."""
+        return [name for name in self.files() if name.endswith(".staging")]
+
 
 def position(cursor: Cursor) -> Bookmark:
     return Bookmark(cursor.epoch, cursor.version)

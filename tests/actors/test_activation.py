@@ -91,7 +91,7 @@ async def test_no_more_seeds_at_once_than_allowed(fleet: Fleet, primary: Primary
             with pytest.raises(Seeding):
                 await read_now(fleet, f"user-{n}")
         await until(lambda: _is(hold, 2))
-        assert len([name for name in fleet.files() if name.endswith(".staging")]) == 2
+        assert len(fleet.staged()) == 2
 
     await until(lambda: fleet.replicas.seeding_count == 0)
     assert fleet.metrics.seeds == 8
@@ -423,7 +423,7 @@ async def test_closing_ends_seeds_and_pulls(fleet: Fleet, primary: Primary) -> N
         assert (fleet.replicas.active_count, fleet.replicas.seeding_count) == (0, 0)
 
     await ended(asyncio.all_tasks() - before)
-    assert [name for name in fleet.files() if name.endswith(".staging")] == []
+    assert fleet.staged() == []
 
 
 async def _beyond(fleet: Fleet, user: str) -> Bookmark:

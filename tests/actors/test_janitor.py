@@ -82,10 +82,6 @@ async def test_an_open_replica_never_goes_however_old_and_large(fleet: Fleet, hi
     assert fleet.metrics.seeds == 3
 
 
-def staged(fleet: Fleet) -> list[str]:
-    return [name for name in fleet.files() if name.endswith(".staging")]
-
-
 async def test_a_replica_that_is_being_made_stays(fleet: Fleet, primary: Primary) -> None:
     """The file under way, and the old one that serves meanwhile."""
     await given_passive(fleet, ["ana"])
@@ -98,11 +94,11 @@ async def test_a_replica_that_is_being_made_stays(fleet: Fleet, primary: Primary
         with pytest.raises(Seeding):
             await fleet.replicas.read("bob", ALL, None)
         await until(hold.waiting)
-        await until(lambda: len(staged(fleet)) == 2)
-        both = staged(fleet)
+        await until(lambda: len(fleet.staged()) == 2)
+        both = fleet.staged()
 
         assert await janitor.tidy(fleet.replicas.life.paths) == 0
-        assert staged(fleet) == both
+        assert fleet.staged() == both
 
     await until(lambda: fleet.replicas.seeding_count == 0)
     assert await janitor.tidy(fleet.replicas.life.paths) == 0

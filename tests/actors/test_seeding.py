@@ -326,7 +326,7 @@ async def test_a_killed_host_gives_its_turn_back(database: str, primary: Primary
         await until(hold.waiting, timeout_s=30)
         with pytest.raises(Seeding):
             await fleet.replicas.read("ana", ALL, None)
-        await until(lambda: any(name.endswith(".staging") for name in fleet.files()))
+        await until(fleet.staged)
         assert await turns_taken(primary) == 1
         other.send_signal(signal.SIGKILL)
         await other.wait()
