@@ -9,7 +9,6 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Mapping
 from typing import Final
 
 import structlog
@@ -42,9 +41,8 @@ class RequestLog:
         self._numbers = itertools.count(1)
         self._log_all, self._log_none = access_log == "all", access_log == "off"
 
-    def given_id(self, headers: Mapping[str, str]) -> str | None:
-        """The id that the client gave its request."""
-        given = headers.get("X-Request-Id")
+    def given_id(self, given: str | None) -> str | None:
+        """The id that the client gave its request (X-Request-Id), if it can be one."""
         return given if given and _REQUEST_ID.fullmatch(given) else None
 
     def next_id(self) -> str:
@@ -69,7 +67,7 @@ def make_middleware(requests: RequestLog, *, origins: tuple[str, ...]) -> Middle
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
         headers = request.headers
-        request_id = requests.given_id(headers) or requests.next_id()
+        request_id = requests.given_id(headers.get("X-Request-Id")) or requests.next_id()
         resource = request.match_info.route.resource
         route = "unknown" if resource is None else resource.canonical
         # The address of a callback is its secret.

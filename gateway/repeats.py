@@ -1,9 +1,10 @@
 """Requests that were asked before, byte for byte, and can be answered from what is at hand.
 
-A client that polls sends the same bytes again and again. The same bytes mean the same request: what they came to (whose
-page, which, how fresh) is remembered. While the credential is good, the reply is then written from where the bytes come
-in, without a parser, a task, a route or a middleware: when shared memory says that the kept page is true, or when the
-replica says so. Everything else goes the long way, and ends in the same bytes, counters and log lines.
+A client that polls sends the same bytes again and again, but for the names that it gives its traces. The same bytes
+mean the same request: what they came to (whose page, which, how fresh) is remembered. While the credential is good, the
+reply is then written from where the bytes come in, without a parser, a task, a route or a middleware: when shared
+memory says that the kept page is true, or when the replica says so. Everything else goes the long way, and ends in the
+same bytes, counters and log lines.
 
 Only a request that came whole, alone, between two others is remembered or recognised: so bytes that continue something
 else (a body, a head that came in two pieces) are never taken for a request of their own.
@@ -11,6 +12,7 @@ else (a body, a head that came in two pieces) are never taken for a request of t
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any, Final
 
@@ -30,28 +32,45 @@ __all__ = ["Repeats", "RepeatServer"]
 _MAX_BYTES: Final = 2_048
 _MAX_REPEATS: Final = 20_000
 _END: Final = b"\r\n\r\n"
+#: Lines that differ from one request to the next by their nature, and of which no answer depends: W3C Trace Context and
+#: Baggage, and what came before them. Only with a value that any parser accepts.
+_TRACE: Final = re.compile(
+    rb"\r\n(?:(X-Request-Id)|traceparent|tracestate|baggage|X-Correlation-Id|b3|X-B3-[A-Za-z]+|sentry-trace"
+    rb"|uber-trace-id|X-Datadog-[a-z-]+|X-Amzn-Trace-Id|X-Cloud-Trace-Context|CF-Ray):([ -~]*)(?=\r\n)",
+    re.IGNORECASE,
+)
+
+
+def _untraced(data: bytes) -> tuple[bytes, str | None]:
+    """A whole head without the names of traces, and the id that the request has among them."""
+    parts = _TRACE.split(data)
+    if len(parts) == 1:
+        return data, None
+    given = None
+    for place in range(1, len(parts), 3):  # of text, name if it is the id's, value, text, …
+        if parts[place]:
+            given = parts[place + 1].strip().decode("ascii")
+            break
+    return b"".join(parts[::3]), given
 
 
 class _Repeat:
     """What some bytes came to. `matched` remembers the last comparison of the client's tags: (ETag, equal)."""
 
-    __slots__ = ("added", "asked", "header", "identity", "matched", "path", "request_id", "route")
+    __slots__ = ("added", "asked", "header", "identity", "matched", "path", "route")
 
-    def __init__(
-        self, asked: Asked, header: str, identity: Identity, route: str, path: str, added: str, request_id: str | None
-    ) -> None:
+    def __init__(self, asked: Asked, header: str, identity: Identity, route: str, path: str, added: str) -> None:
         self.asked = asked
         self.header = header
         self.identity = identity
         self.route = route
         self.path = path
         self.added = added
-        self.request_id = request_id  # that the client gave, and which is in `added`; None: one is made per reply
         self.matched: tuple[str, bool] = ("", False)
 
 
 class Repeats:
-    """The requests that are known by their bytes; emptied when full."""
+    """The requests that are known by their bytes, without the names of traces; emptied when full."""
 
     def __init__(self, auth: Authenticator, reads: Reads, metrics: GatewayMetrics, requests: RequestLog) -> None:
         self._auth = auth
@@ -67,22 +86,27 @@ class Repeats:
         resource = request.match_info.route.resource  # type: ignore[attr-defined]
         if header is None or identity is None or resource is None:
             return
+        bare, traced_id = _untraced(data)
+        if self._requests.given_id(traced_id) != self._requests.given_id(request.headers.get("X-Request-Id")):
+            return  # in a form in which it is not seen next time
         if len(self._known) >= _MAX_REPEATS:
             self._known.clear()
-        request_id = self._requests.given_id(request.headers)
-        names = [name for name in response.headers if request_id or name != "X-Request-Id"]
+        names = [name for name in response.headers if name != "X-Request-Id"]
         added = "".join([f"{name}: {response.headers[name]}\r\n" for name in names])
-        self._known[data] = _Repeat(
-            response.asked, header, identity, resource.canonical, request.path, added, request_id
-        )
+        self._known[bare] = _Repeat(response.asked, header, identity, resource.canonical, request.path, added)
 
-    def find(self, data: bytes) -> _Repeat | None:
-        """What `data` came to before, if its credential is still good."""
-        repeat = self._known.get(data)
+    def find(self, data: bytes) -> tuple[_Repeat, str | None] | None:
+        """What `data` came to before, if its credential is still good, and the id that the request has this time."""
+        repeat, request_id = self._known.get(data), None
         if repeat is None:
-            return None
+            if data.find(_END) != len(data) - len(_END):  # what follows a head is not cut out of it
+                return None
+            bare, request_id = _untraced(data)
+            repeat = self._known.get(bare)
+            if repeat is None:
+                return None
         identity = self._auth.known(repeat.header)
-        return repeat if identity is repeat.identity or identity == repeat.identity else None
+        return (repeat, request_id) if identity is repeat.identity or identity == repeat.identity else None
 
     def glance(self, repeat: _Repeat) -> Read | None:
         """The answer, when it is at hand."""
@@ -110,15 +134,12 @@ class Repeats:
             return None
         return None if read.body is None else read
 
-    def reply(self, repeat: _Repeat, read: Read, started: float) -> tuple[bytes, ...]:
+    def reply(self, repeat: _Repeat, request_id: str | None, read: Read, started: float) -> tuple[bytes, ...]:
         """Head and body (none for a 304) of the reply, which is counted and logged."""
         assert read.body is not None
         is_known = repeat.asked.tags is not None and self._is_known(repeat, etag_of(read))
-        added, request_id = repeat.added, repeat.request_id
-        if request_id is None:
-            request_id = self._requests.next_id()
-            added = f"{added}X-Request-Id: {request_id}\r\n"
-        head = head_of(read, added, is_known=is_known)
+        request_id = self._requests.given_id(request_id) or self._requests.next_id()
+        head = head_of(read, f"{repeat.added}X-Request-Id: {request_id}\r\n", is_known=is_known)
         self._metrics.saw_read(read.source, read.outcome)
         self._requests.answered(
             "GET", repeat.path, repeat.route, 304 if is_known else 200, request_id, time.perf_counter() - started
@@ -158,23 +179,26 @@ class _RepeatHandler(RequestHandler):
         if not may_answer or self._paused or self._close or self._force_close:
             self._go_long(data, is_idle=is_idle)
             return
-        repeat = self._repeats.find(data)
-        if repeat is None:
+        found = self._repeats.find(data)
+        if found is None:
             self._go_long(data, is_idle=True)
             return
+        repeat, request_id = found
         started = time.perf_counter()
         read = self._repeats.glance(repeat)
         if read is not None:
-            self._send(self._repeats.reply(repeat, read, started))
+            self._send(self._repeats.reply(repeat, request_id, read, started))
             return
         question = self._question = self._repeats.ask(repeat)
         if question is None:
             self._go_long(data, is_idle=True)
             return
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        question.reply.add_done_callback(lambda _: self._replied(repeat, question, data, started))
+        question.reply.add_done_callback(lambda _: self._replied(repeat, request_id, question, data, started))
 
-    def _replied(self, repeat: _Repeat, question: Question, data: bytes, started: float) -> None:
+    def _replied(
+        self, repeat: _Repeat, request_id: str | None, question: Question, data: bytes, started: float
+    ) -> None:
         self._question = None
         read = self._repeats.take(question)
         if self.transport is None or self._force_close:
@@ -182,7 +206,7 @@ class _RepeatHandler(RequestHandler):
         if read is None:
             self._go_long(data, is_idle=True)
         else:
-            self._send(self._repeats.reply(repeat, read, started))
+            self._send(self._repeats.reply(repeat, request_id, read, started))
         held, self._held = self._held, b""
         if held:
             self._resume_reading_for_buffer()

@@ -52,6 +52,7 @@ _RESTING: Final = "tests/actors/test_resting.py::"
 _SLOTS: Final = "tests/actors/test_slots.py::"
 _PAGES: Final = "tests/actors/test_pages.py::"
 _REPEATS: Final = "tests/gateway/test_repeats.py::"
+_TRACED: Final = "tests/gateway/test_traced_repeats.py::"
 _INTERRUPTIONS: Final = "tests/generation/test_interruptions.py::"
 _RACES: Final = "tests/generation/test_money_races.py::"
 _ONCE: Final = "tests/store/test_idempotency.py::"
@@ -285,8 +286,8 @@ MUTANTS: Final = (
     Mutant(
         "a request that is known is answered whatever became of its credential",
         "gateway/repeats.py",
-        "return repeat if identity is repeat.identity or identity == repeat.identity else None",
-        "return repeat",
+        "return (repeat, request_id) if identity is repeat.identity or identity == repeat.identity else None",
+        "return repeat, request_id",
         (
             _REPEATS + "test_a_credential_that_is_not_good_any_more_is_not_looked_up_in_what_is_known",
             _REPEATS + "test_a_revoked_key_ends_what_was_known_with_it_within_two_seconds",
@@ -301,6 +302,31 @@ MUTANTS: Final = (
             _REPEATS + "test_known_bytes_that_are_a_body_are_a_body",
             _REPEATS + "test_known_bytes_that_continue_a_head_are_part_of_it",
         ),
+    ),
+    Mutant(
+        "what follows a head is cut out of it",
+        "gateway/repeats.py",
+        "            if data.find(_END) != len(data) - len(_END):  # what follows a head is not cut out of it\n"
+        "                return None\n",
+        "",
+        (
+            _TRACED + "test_what_follows_a_head_is_not_cut_out_of_it",
+            _TRACED + "test_whatever_bytes_come_they_are_answered_as_if_nothing_was_known",
+        ),
+    ),
+    Mutant(
+        "whatever a trace's name is, it is cut out",
+        "gateway/repeats.py",
+        "([ -~]*)(?=",
+        "([^\\r]*)(?=",
+        (_TRACED + "test_whatever_bytes_come_they_are_answered_as_if_nothing_was_known",),
+    ),
+    Mutant(
+        "a request is learned whose id is not seen",
+        "gateway/repeats.py",
+        'if self._requests.given_id(traced_id) != self._requests.given_id(request.headers.get("X-Request-Id")):',
+        "if False:",
+        (_TRACED + "test_a_request_has_its_own_id_either_way[lines3-mine-4]",),
     ),
     Mutant(
         "what is learned is what came last",

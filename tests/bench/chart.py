@@ -17,6 +17,7 @@ _THEIRS: Final = "#b8c1cc"
 _SYSTEMS: Final = {
     "nginx": "nginx, static file",
     "peruse": "Peruse",
+    "traced": "Peruse, requests with a trace",
     "varied": "Peruse, requests that vary",
     "wire": "Peruse, without shared memory",
     "bare": "bare aiohttp handler",

@@ -16,14 +16,14 @@ __all__ = ["Load", "Requests", "Wrk"]
 #: Requests are made before the clock runs. A single one wrk sends by itself, which costs it no Lua.
 _SCRIPT: Final = """
 local requests, sent = {}, 0
-local function add(line, id)
+local function add(line, name_of_id, id)
   local fields = {}
   for field in line:gmatch("[^\\t]+") do fields[#fields + 1] = field end
   for n = 2, #fields do
     local name, value = fields[n]:match("^([^:]+): (.*)$")
     wrk.headers[name] = value
   end
-  wrk.headers["X-Request-Id"] = id
+  if id then wrk.headers[name_of_id] = id end
   wrk.path = fields[1]
   requests[#requests + 1] = wrk.format("GET")
 end
@@ -31,7 +31,7 @@ function init(arguments)
   local variants = tonumber(arguments[2])
   for line in io.lines(arguments[1]) do
     if variants == 0 then add(line) end
-    for n = 1, variants do add(line, string.format("bench-%06d", n)) end
+    for n = 1, variants do add(line, arguments[3], string.format("bench-%06d", n)) end
   end
   if #requests > 1 then
     function request()
@@ -60,11 +60,12 @@ class Load(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """What to ask for, in turn. With `variants` each is sent in that many forms, which differ in their request id:
+    """What to ask for, in turn. With `variants` each is sent in that many forms, which differ in the header `varying`:
     so no two requests are alike byte for byte until all have been sent."""
 
     file: Path
     variants: int = 0
+    varying: str = ""
 
 
 class Wrk:
@@ -79,7 +80,9 @@ class Wrk:
         self._script = folder / "wrk.lua"
         self._script.write_text(_SCRIPT)
 
-    def requests(self, name: str, requests: Sequence[tuple[str, Mapping[str, str]]], *, variants: int = 0) -> Requests:
+    def requests(
+        self, name: str, requests: Sequence[tuple[str, Mapping[str, str]]], *, variants: int = 0, varying: str = ""
+    ) -> Requests:
         """Keep requests, each a path and its headers, for `run`."""
         lines = [
             "\t".join([path, *(f"{key}: {value}" for key, value in headers.items())]) for path, headers in requests
@@ -87,7 +90,7 @@ class Wrk:
         file = self._folder / f"{name}.requests"
         file.touch(mode=0o600)
         file.write_text("\n".join(lines) + "\n")
-        return Requests(file, variants)
+        return Requests(file, variants, varying)
 
     def run(self, url: str, requests: Requests, *, connections: int, duration_s: int) -> Load:
         """One round: one thread of wrk, `connections` kept open, each with one read under way. Of `url` only the
@@ -98,7 +101,7 @@ class Wrk:
         """
         command = [self._wrk, "-t1", f"-c{connections}", f"-d{duration_s}s", "-s", str(self._script), url]
         done = subprocess.run(
-            [*command, "--", str(requests.file), str(requests.variants)],
+            [*command, "--", str(requests.file), str(requests.variants), requests.varying],
             capture_output=True, text=True, timeout=duration_s + 30, check=False,
         )  # fmt: skip
         match = _TOTALS.search(done.stdout)

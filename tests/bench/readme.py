@@ -11,11 +11,11 @@ from tests.bench.runs import COMMITTED, write_between
 
 #: The lines worth a reader's time, by key, in this order; the others are in bench.json.
 _RATES: Final = (
-    "rps_peruse", "rps_varied", "rps_many", "rps_wire", "rps_bare", "rps_nginx", "rps_postgres", "rps_redis",
-    "rps_do_sql", "rps_do_memory", "rps_actor", "rps_serve",
+    "rps_peruse", "rps_traced", "rps_varied", "rps_many", "rps_wire", "rps_bare", "rps_nginx", "rps_postgres",
+    "rps_redis", "rps_do_sql", "rps_do_memory", "rps_actor", "rps_serve",
 )  # fmt: skip
 _REST: Final = (
-    "ratio_bare", "ratio_varied", "ratio_wire", "ratio_unchanged", "ratio_p50", "open_peruse_50_p50",
+    "ratio_bare", "ratio_traced", "ratio_varied", "ratio_wire", "ratio_unchanged", "ratio_p50", "open_peruse_50_p50",
     "open_peruse_50_p99", "open_peruse_80_p99", "open_bare_50_p99", "open_bare_80_p99", "memory_user_kb", "ratio_zipf",
     "zipf_miss_us", "pages_small_ms", "pages_deep", "pages_filtered",
 )  # fmt: skip

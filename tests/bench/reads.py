@@ -29,9 +29,12 @@ HISTORY: Final = "/api/prompts"
 _CONNECTIONS: Final = 32
 #: Those whose ratios are held by the gate, side by side with what they are held against: a second later the machine may
 #: be another one.
-_NEIGHBOURS: Final = ("bare_varied", "varied", "many", "wire", "bare", "peruse", "postgres")
-#: More than a gateway remembers (gateway/repeats.py), so that none is recognised by its bytes.
+_NEIGHBOURS: Final = ("traced", "bare_varied", "varied", "many", "wire", "bare", "peruse", "postgres")
+#: More than a gateway remembers (gateway/repeats.py), so that none is recognised by all its bytes.
 _VARIANTS: Final = 40_000
+#: A header that names a trace, and one that nobody knows.
+_TRACE: Final = "X-Request-Id"
+_ANY: Final = "X-Bench"
 
 
 class _Contender(NamedTuple):
@@ -78,7 +81,8 @@ class ReadBench:
         return [*standings.lines(), *loops, *actor_pss]
 
     def _ours(self, stack: ExitStack, token: str, rotating: Sequence[str], etag: str) -> list[_Contender]:
-        """Peruse: as it is, another list, requests that differ, many users, unchanged pages, and without zero-hop."""
+        """Peruse: as it is, another list, requests that differ in the name of their trace or in anything, many users,
+        unchanged pages, and without zero-hop."""
         url, one = self._instance.url, [(PATH, bearer(token))]
         history = [(HISTORY, bearer(token))]
         many = [(PATH, bearer(each)) for each in rotating]
@@ -90,8 +94,10 @@ class ReadBench:
         return [
             _Contender("peruse", "Peruse, one user, repeated", url, requests("one", one), parts, True),
             _Contender("prompts", "Peruse, prompt history", url, requests("prompts", history), parts, True),
+            _Contender("traced", "Peruse, one user, traced requests", url,
+                       requests("traced", one, variants=_VARIANTS, varying=_TRACE), parts, True),
             _Contender("varied", "Peruse, one user, varied requests", url,
-                       requests("varied", one, variants=_VARIANTS), parts, True),
+                       requests("varied", one, variants=_VARIANTS, varying=_ANY), parts, True),
             _Contender("many", f"Peruse, {len(many)} users in turn", url, requests("many", many), parts, True),
             _Contender("unchanged", "Peruse, 304", url, requests("unchanged", unchanged), parts, True),
             _Contender("wire", "Peruse over the wire (no zero-hop)", wire_url, requests("one", one),
@@ -115,7 +121,7 @@ class ReadBench:
         return _Contender(peer.key, peer.label, system.url, requests, {"": sorted(tree(system.roots))})
 
     def _varied(self, bare: _Contender, token: str) -> _Contender:
-        requests = self._wrk.requests("bare_varied", [(PATH, bearer(token))], variants=_VARIANTS)
+        requests = self._wrk.requests("bare_varied", [(PATH, bearer(token))], variants=_VARIANTS, varying=_ANY)
         return bare._replace(key="bare_varied", label="bare aiohttp, varied requests", requests=requests)
 
     def _rounds(self, contenders: Sequence[_Contender], standings: Standings) -> None:

@@ -24,6 +24,7 @@ _GOALS: Final[Mapping[str, Goal]] = {
 #: (key, name, of whom, to whom, goal): the other ratios.
 _OTHERS: Final = (
     ("ratio_wire", "over the wire to bare aiohttp", "wire", "bare", at_least(0.9)),
+    ("ratio_traced", "traced requests to bare aiohttp, varied", "traced", "bare_varied", at_least(1)),
     ("ratio_varied", "varied requests to bare aiohttp, varied too", "varied", "bare_varied", None),
     ("ratio_many", "many users in turn to bare aiohttp", "many", "bare", None),
     ("ratio_unchanged", "304 to 200", "unchanged", "peruse", at_least(1.1)),
@@ -34,6 +35,7 @@ _CPU: Final = (
     ("peruse", "bare"),
     ("many", "bare"),
     ("wire", "bare"),
+    ("traced", "bare_varied"),
     ("varied", "bare_varied"),
     ("peruse", "postgres"),
 )
@@ -42,6 +44,7 @@ GATED: Final = (
     "ratio_bare",
     "ratio_postgres",
     "ratio_wire",
+    "ratio_traced",
     "ratio_varied",
     "ratio_many",
     *(f"cpu_{theirs}_to_{ours}" for ours, theirs in _CPU),

@@ -6,7 +6,7 @@ from tests.bench import report
 from tests.bench.load import Load
 from tests.bench.standings import Sample, Standings
 
-_KEYS = ("peruse", "prompts", "varied", "many", "unchanged", "wire", "bare", "postgres", "bare_varied")
+_KEYS = ("peruse", "prompts", "traced", "varied", "many", "unchanged", "wire", "bare", "postgres", "bare_varied")
 
 
 def _standings() -> Standings:

@@ -15,6 +15,7 @@ from store.generation.config import ProviderSettings
 from tests.fakes.s3_proxy import S3Proxy
 from tests.fakes.s3_server import S3Server, bucket_settings
 from tests.gateway.link import PrimaryLink
+from tests.gateway.repeated import Seen, look_on
 from tests.world import World
 
 _numbers = itertools.count(1)
@@ -57,6 +58,12 @@ async def studio(
 def user() -> str:
     """A user whom no other test knows."""
     return f"user-{next(_numbers)}"
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """What comes in at servers, and which of it they knew."""
+    return look_on(monkeypatch)
 
 
 @pytest.fixture
