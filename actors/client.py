@@ -89,12 +89,6 @@ class ReplicaClient:
 
     # --- reads ----------------------------------------------------------------------------------------------------
 
-    def glance(
-        self, user: str, encoded: bytes, floor: Bookmark | None, *, max_age_s: int = -1
-    ) -> tuple[Page, int] | None:
-        """A kept page that is as fresh as its host's answer would be, and its age in seconds; None: `read` it."""
-        return self.pages.glance(user, encoded, floor, max_age_s)
-
     async def read(
         self, user: str, encoded: bytes, floor: Bookmark | None, terms: Terms = _ANY, *, timeout_s: float
     ) -> tuple[PageHead, Page | None]:

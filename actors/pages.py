@@ -59,7 +59,8 @@ class Pages:
         return self._pages.get((user, encoded))
 
     def glance(self, user: str, encoded: bytes, floor: Bookmark | None, max_age_s: int) -> tuple[Page, int] | None:
-        """The page and its age in whole seconds, when it can be served without asking; the hottest path there is."""
+        """A page that is as fresh as its host's answer would be, and its age in whole seconds; None: ask. The hottest
+        path there is. `max_age_s` below 0: however old."""
         page = self._pages.get((user, encoded))
         if page is None or page.words is None:
             return None
@@ -67,7 +68,8 @@ class Pages:
         age_ns = time.monotonic_ns() - words[VERIFIED_AT]  # before the stamp: see slots
         if words[page.slot] != page.slot_stamp or age_ns > _TRUSTED_NS:
             return None
-        if floor is not None and floor != page.at and floor.is_after(*page.at):
+        at = page.at
+        if floor is not at and floor is not None and floor != at and floor.is_after(*at):
             return None
         age_s = -(-age_ns // 1_000_000_000) if age_ns > 0 else 0
         if 0 <= max_age_s < age_s:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
+import msgspec
+
 from actors import Behind, CallError, Outcome, Overloaded, Page, PageHead, Question, ReplicaClient, Seeding, Terms
 from store.epoch import Bookmark
 from store.errors import PrimaryUnavailable
@@ -58,7 +60,7 @@ class Wish(NamedTuple):
 ANY: Final = Wish()
 
 
-class Read(NamedTuple):
+class Read(msgspec.Struct, frozen=True, gc=False):  # one is made for every read
     """An answer: the position it is true for, how old that is, who gave it and how, its bytes (None: no such row), and
     the kept page that they are from, if they are."""
 
@@ -84,6 +86,7 @@ class Reads:
         on_refused: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self._client = client
+        self._pages = client.pages
         self._on_refused = on_refused
         self._primary = primary
         self._version = version
@@ -92,19 +95,21 @@ class Reads:
 
     def glance(self, user: str, encoded: bytes, wish: Wish = ANY) -> Read | None:
         """The answer for `user` when it is at hand, and as fresh as `wish` says; None: `read` it."""
-        bookmark, terms, _ = wish
-        if terms.validate:
-            return None
         floor = served = self.floors.get(user)
-        if bookmark is not None and (floor is None or bookmark.is_after(*floor)):
-            floor = bookmark
-        found = self._client.glance(user, encoded, floor, max_age_s=terms.max_age_s)
+        max_age_s = -1
+        if wish is not ANY:
+            bookmark, terms, _ = wish
+            if terms.validate:
+                return None
+            floor, max_age_s = self._floor(user, bookmark), terms.max_age_s
+        found = self._pages.glance(user, encoded, floor, max_age_s)
         if found is None:
             return None
         page, age_s = found
-        if page.at != served:  # a bookmark may have asked for more than was ever served here
-            self.floors.raise_to(user, page.at)
-        return Read(page.at, age_s, "replica", "fresh", page.query_hash, page.body, page)
+        at = page.at
+        if at is not served and at != served:  # a bookmark may have asked for more than was ever served here
+            self.floors.raise_to(user, at)
+        return Read(at, age_s, "replica", "fresh", page.query_hash, page.body, page)
 
     def ask(self, user: str, encoded: bytes, wish: Wish) -> Question | None:
         """Ask the user's replica without waiting; None, or a reply that is an error: `read` it.

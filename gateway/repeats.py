@@ -138,7 +138,7 @@ class Repeats:
         """Head and body (none for a 304) of the reply, which is counted and logged."""
         assert read.body is not None
         is_known = repeat.asked.tags is not None and self._is_known(repeat, etag_of(read))
-        request_id = self._requests.given_id(request_id) or self._requests.next_id()
+        request_id = (request_id and self._requests.given_id(request_id)) or self._requests.next_id()
         head = head_of(read, f"{repeat.added}X-Request-Id: {request_id}\r\n", is_known=is_known)
         self._metrics.saw_read(read.source, read.outcome)
         self._requests.answered(

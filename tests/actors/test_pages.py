@@ -308,7 +308,7 @@ async def given_an_image(primary: Primary, user: str = "ana") -> None:
 async def is_at_hand(client: ReplicaClient, user: str = "ana") -> bool:
     """Asks, then looks whether that was the last time it had to."""
     await asked(client, user)
-    return client.glance(user, ALL, None) is not None
+    return client.pages.glance(user, ALL, None, ANY_AGE) is not None
 
 
 @pytest.mark.usefixtures("quick")
@@ -321,10 +321,10 @@ async def test_a_page_of_a_replica_that_its_host_closed_is_asked_for(start_host:
 
         assert await client.passivate("ana")
 
-        assert client.glance("ana", ALL, None) is None
+        assert client.pages.glance("ana", ALL, None, ANY_AGE) is None
         await until(lambda: is_at_hand(client))
         await client.reseed("ana")
-        assert client.glance("ana", ALL, None) is None
+        assert client.pages.glance("ana", ALL, None, ANY_AGE) is None
         await until(lambda: is_at_hand(client))
 
 
@@ -340,7 +340,7 @@ async def test_a_change_is_asked_for_as_soon_as_its_host_has_it(start_host: Star
 
             await other.read("ana", ALL, bookmark, Terms(max_wait_ms=5000), timeout_s=5)
 
-            assert client.glance("ana", ALL, None) is None
+            assert client.pages.glance("ana", ALL, None, ANY_AGE) is None
 
 
 @pytest.mark.usefixtures("quick")
@@ -381,11 +381,11 @@ async def test_who_is_served_without_asking_stays_open_and_who_is_not_is_closed(
         reads, until_s = host.stats().metrics.reads, time.monotonic() + 5
 
         async def ben_is_closed() -> bool:
-            assert client.glance("ana", ALL, None) is not None
+            assert client.pages.glance("ana", ALL, None, ANY_AGE) is not None
             return "ben" not in host._replicas._active and time.monotonic() > until_s
 
         await until(ben_is_closed)
-        assert client.glance("ben", ALL, None) is None
+        assert client.pages.glance("ben", ALL, None, ANY_AGE) is None
         assert host.stats().metrics.reads == reads
 
 
@@ -400,6 +400,6 @@ async def test_a_host_that_goes_leaves_nothing_to_be_served(start_host: StartHos
         await host.stop()
 
         assert list(host._socket.parent.glob("*.slots")) == []
-        assert client.glance("ana", ALL, None) is None
+        assert client.pages.glance("ana", ALL, None, ANY_AGE) is None
         await start_host(0)
         await until(lambda: is_at_hand(client))
