@@ -276,7 +276,8 @@ MUTANTS: Final = (
     Mutant(
         "a kept page is served below the floor",
         "actors/pages.py",
-        "        if floor is not None and floor != page.at and floor.is_after(*page.at):\n            return None\n",
+        "        if floor is not at and floor is not None and floor != at and floor.is_after(*at):\n"
+        "            return None\n",
         "",
         (
             _PAGES + "test_a_page_is_never_older_than_the_floor[floor3-False]",
