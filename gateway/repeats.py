@@ -41,6 +41,11 @@ _TRACE: Final = re.compile(
 )
 
 
+def _is_one_head(data: bytes) -> bool:
+    """Whether `data` ends where its first head does."""
+    return data.find(_END) == len(data) - len(_END) >= 0
+
+
 def _untraced(data: bytes) -> tuple[bytes, str | None]:
     """A whole head without the names of traces, and the id that the request has among them."""
     parts = _TRACE.split(data)
@@ -99,7 +104,7 @@ class Repeats:
         """What `data` came to before, if its credential is still good, and the id that the request has this time."""
         repeat, request_id = self._known.get(data), None
         if repeat is None:
-            if data.find(_END) != len(data) - len(_END):  # what follows a head is not cut out of it
+            if not _is_one_head(data):  # what follows a head is not cut out of it
                 return None
             bare, request_id = _untraced(data)
             repeat = self._known.get(bare)
@@ -237,7 +242,7 @@ class _RepeatHandler(RequestHandler):
         is_whole = (
             self._request_count == before + 1
             and data.startswith(b"GET ")
-            and data.find(_END) == len(data) - len(_END)
+            and _is_one_head(data)
             and bool(self._messages)
             and self._messages[-1][1] is EMPTY_PAYLOAD
             and not self._upgraded

@@ -307,7 +307,7 @@ MUTANTS: Final = (
     Mutant(
         "what follows a head is cut out of it",
         "gateway/repeats.py",
-        "            if data.find(_END) != len(data) - len(_END):  # what follows a head is not cut out of it\n"
+        "            if not _is_one_head(data):  # what follows a head is not cut out of it\n"
         "                return None\n",
         "",
         (
